@@ -1,0 +1,333 @@
+"""What a study has found, as frames and objects: `Study("digits_cifarnet").best(max_flops="2M")`.
+
+All of it is read from the stage store. index.parquet is a copy that saves opening a file for every stage; it is
+brought up to date at each question, made anew when it is damaged, and may be thrown away.
+"""
+
+import difflib
+import io
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.claim import Owner
+from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
+from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
+from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore
+
+INDEX_FILE = "index.parquet"
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+# One row a stage; what only a point has is missing in the rows of `sparse` stages.
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("parent", pa.string()),
+        ("kind", pa.string()),
+        ("iteration", pa.int64()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),
+        ("method", pa.string()),
+        ("regularization_weight", pa.float64()),
+        ("pruning_ratio", pa.float64()),
+        ("seed", pa.int64()),
+        ("flops", pa.int64()),
+        ("params", pa.int64()),
+        ("flops_kept", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("accuracy_after_cut", pa.float64()),
+        ("test_accuracy", pa.float64()),
+        ("train_flops", pa.float64()),  # a path on ImageNet has more of them than an int64 holds
+        ("seconds", pa.float64()),
+        ("path_train_flops", pa.float64()),
+        ("path_seconds", pa.float64()),
+        ("created", pa.string()),
+    ]
+)
+DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
+FAILURE_COLUMNS = [
+    "key",
+    "reason",
+    "message",
+    "model",
+    "dataset",
+    "method",
+    "regularization_weight",
+    "pruning_ratio",
+    "seed",
+    "created",
+    "host",
+    "pid",
+]
+
+Row = dict[str, Any]
+
+
+class EmptyStudy(InvalidInput):
+    """A study without a single point so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a study is. `best_at` has the best accuracy for budgets of flops_kept."""
+
+    path: Path
+    driver: Owner | None  # the process that runs the search, if one is known to
+    stages: dict[StageKind, int]
+    points: int
+    failures: int
+    duplicates: int  # stages computed twice
+    hypervolume: float
+    best_at: dict[float, float | None]
+    train_flops: float
+    seconds: float
+
+
+class Study:
+    """Everything one search-space file has produced. Reads only; may be asked while the search runs.
+
+    `name_or_path` is a folder under `results`, or any folder. Raises InvalidInput where there is no study.
+    """
+
+    def __init__(self, name_or_path: str | os.PathLike[str], results: str | os.PathLike[str] = "results") -> None:
+        self.path = _find(Path(name_or_path), Path(results))
+        self.store = StageStore(self.path)
+        self.store.read_json("study.json")  # says so if it is damaged
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def points(self) -> pd.DataFrame:
+        """All points, the oldest first: one row each, with the columns of SCHEMA."""
+        rows = [row for row in self._rows() if row["flops"] is not None]
+        return pd.DataFrame(rows, columns=SCHEMA.names, dtype=object).astype(DTYPES)
+
+    def front(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> pd.DataFrame:
+        """The frontier within the limits, in ascending order of flops; the columns are those of points().
+
+        Raises EmptyStudy while there is no point at all.
+        """
+        tidy = self._some_points().sort_values(["params", "key"])
+        front = tidy[frontier_mask(tidy["accuracy"], tidy["flops"])].sort_values("flops", ignore_index=True)
+        return _within(front, _flops_limit(max_flops), _accuracy_limit(min_accuracy)).reset_index(drop=True)
+
+    def best(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> Point:
+        """The most accurate point within a budget of flops; or, given only an accuracy, the cheapest that has it.
+
+        Raises InvalidInput, naming the closest point, if none satisfies both limits.
+        """
+        flops, accuracy = _flops_limit(max_flops), _accuracy_limit(min_accuracy)
+        if flops is None and accuracy is None:
+            raise InvalidInput("give a limit: max_flops, min_accuracy or both")
+        front = self.front()
+        fitting = _within(front, flops, accuracy)
+        if fitting.empty:
+            raise InvalidInput(f"{self.path}: {_closest(front, flops, accuracy)}")
+        return self.store.point(str(fitting["key"].iloc[0 if flops is None else -1]))
+
+    def failures(self) -> pd.DataFrame:
+        """The trials that ended early and whose stage no later trial has finished, the oldest first."""
+        found = [failure for failure in self.store.failures() if self.store.folder(failure.key) is None]
+        return pd.DataFrame([_failure_row(failure) for failure in found], columns=FAILURE_COLUMNS)
+
+    def status(self) -> Status:
+        """How far the study is; answers from the first minute on."""
+        rows, points = self._rows(), self.points()
+        return Status(
+            path=self.path,
+            driver=self.store.occupant("driver"),
+            stages={kind: sum(row["kind"] == kind for row in rows) for kind in get_args(StageKind)},
+            points=len(points),
+            failures=len(self.failures()),
+            duplicates=self.store.duplicates(),
+            hypervolume=hypervolume(points["accuracy"], points["flops_kept"]),
+            best_at=best_at(points["accuracy"], points["flops_kept"]),
+            train_flops=math.fsum(row["train_flops"] for row in rows),
+            seconds=math.fsum(row["seconds"] for row in rows),
+        )
+
+    def export(self, key: str, output_dir: str | os.PathLike[str]) -> list[Path]:
+        """Copies a point's weights, plan and records into a folder; `key` may be cut short while it is unmistakable.
+
+        Raises InvalidInput if the weights were not kept, or if the folder holds anything else.
+        """
+        folder = self.store.folder(self._full_key(key))
+        assert folder is not None, key
+        point = self.store.point(folder.name)
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
+        sources = [folder / name for name in (WEIGHTS_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE)]
+        try:
+            return _copy([source for source in sources if source.is_file()], Path(output_dir), point.key)
+        except OSError as error:
+            raise InvalidInput(f"{output_dir}: cannot be written ({error.strerror or error})") from error
+
+    def _some_points(self) -> pd.DataFrame:
+        points = self.points()
+        if points.empty:
+            failed = len(self.failures())
+            why = f"; {failed} failed: see `orchestrator status`" if failed else "; the dense model's comes first"
+            raise EmptyStudy(f"{self.path}: no point so far{why}")
+        return points
+
+    def _full_key(self, key: str) -> str:
+        found = [row["key"] for row in self._rows() if row["key"].startswith(key) and row["flops"] is not None]
+        if len(found) != 1:
+            raise InvalidInput(f"{self.path}: {len(found) or 'no'} points have a key that starts with {key!r}")
+        return str(found[0])
+
+    def _rows(self) -> list[Row]:
+        """One row for each published stage, the oldest first. Only stages that are not in the index are opened."""
+        keys = self.store.keys()
+        known = _read_index(self.path / INDEX_FILE)
+        rows = [known[key] if key in known else self._row(key) for key in keys]
+        if known.keys() != set(keys):
+            with suppress(InvalidInput, OSError):  # a study that may only be read is read without an index
+                self.store.write_bytes(INDEX_FILE, _parquet(rows))
+        return sorted(rows, key=lambda row: (row["created"], row["key"]))
+
+    def _row(self, key: str) -> Row:
+        stage = self.store.stage(key)
+        return _point_row(self.store.point(key)) if self.store.has_point(key) else _stage_row(stage)
+
+
+def parse_flops(text: str, name: str = "max_flops") -> int:
+    """A number of flops as people write it: "60M", "4.1 G", "2500000". `name` is what the message calls it."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)\s*", text, re.IGNORECASE)
+    value = float(match[1]) * SUFFIXES[match[2].lower()] if match else math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidInput(f"{name} is {text!r}; give a number above 0, such as 2500000, 60M or 4.1G")
+    return round(value)
+
+
+def format_flops(flops: float) -> str:
+    """A number of flops with four digits, as parse_flops reads it: 12345678 is "12.35 M"."""
+    unit, scale = next(((u, s) for u, s in reversed(SUFFIXES.items()) if flops >= s), ("", 1))
+    return f"{flops / scale:.4g} {unit.upper() if unit != 'k' else unit}".strip()
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV with a header; floats in full."""
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def as_json(frame: pd.DataFrame) -> str:
+    """A frame as a JSON list of objects; floats in full, what is missing as null."""
+    records = [
+        {str(column): None if _is_missing(value) else value for column, value in row.items()}
+        for row in frame.to_dict(orient="records")
+    ]
+    return json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _find(name: Path, results: Path) -> Path:
+    for path in (results / name, name):
+        if (path / "study.json").is_file() or (path / "stages").is_dir():
+            return path
+    parent = results if name.parent == Path() else name.parent
+    try:
+        there = sorted(path.name for path in parent.iterdir() if (path / "study.json").is_file())
+    except OSError:
+        there = []
+    close = difflib.get_close_matches(name.name, there) or there[:8]
+    hint = f"there is {', '.join(close)}" if close else f"`orchestrator search` makes one under {results}"
+    places = str(name) if name.is_absolute() else f"{results / name} or {name}"
+    raise InvalidInput(f"{name}: no study in {places}; {hint}")
+
+
+def _flops_limit(limit: float | str | None) -> float | None:
+    return parse_flops(limit) if isinstance(limit, str) else limit
+
+
+def _accuracy_limit(limit: float | None) -> float | None:
+    if limit is not None and not 0 <= limit <= 1:
+        raise InvalidInput(f"min_accuracy is {limit:g}; give a share from 0 to 1")
+    return limit
+
+
+def _within(front: pd.DataFrame, max_flops: float | None, min_accuracy: float | None) -> pd.DataFrame:
+    if max_flops is not None:
+        front = front[front["flops"] <= max_flops]
+    if min_accuracy is not None:
+        front = front[front["accuracy"] >= min_accuracy]
+    return front
+
+
+def _closest(front: pd.DataFrame, max_flops: float | None, min_accuracy: float | None) -> str:
+    """Why nothing on the frontier is within the limits, and what comes closest."""
+    cheap = _within(front, max_flops, None)
+    if cheap.empty:
+        assert max_flops is not None
+        return f"no point has at most {format_flops(max_flops)} flops; the smallest has {_figures(front.iloc[0])}"
+    among = "" if max_flops is None else f" with at most {format_flops(max_flops)} flops"
+    return f"no point{among} reaches accuracy {min_accuracy}; the best has {_figures(cheap.iloc[-1])}"
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    return f"{format_flops(row['flops'])} flops and accuracy {row['accuracy']:.4f}"
+
+
+def _point_row(point: Point) -> Row:
+    row = point.model_dump(mode="json", exclude={"cost", "path_cost"})
+    row.update(train_flops=float(point.cost.train_flops), seconds=point.cost.seconds)
+    row.update(path_train_flops=float(point.path_cost.train_flops), path_seconds=point.path_cost.seconds)
+    return {name: row[name] for name in SCHEMA.names}
+
+
+def _stage_row(stage: Stage) -> Row:
+    row = {**dict.fromkeys(SCHEMA.names), **stage.model_dump(include={"key", "parent", "kind", "created"})}
+    return {**row, "train_flops": float(stage.cost.train_flops), "seconds": stage.cost.seconds}
+
+
+def _failure_row(failure: Failure) -> Row:
+    row = {**failure.spec.model_dump(), **failure.model_dump()}
+    return {name: row[name] for name in FAILURE_COLUMNS}
+
+
+def _read_index(path: Path) -> dict[str, Row]:
+    """The index's rows by key; none if it is missing, damaged or of another version."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return {}
+    if not table.schema.equals(SCHEMA):
+        return {}
+    return {row["key"]: row for row in table.to_pylist()}
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    return buffer.getvalue()
+
+
+def _copy(sources: list[Path], output: Path, key: str) -> list[Path]:
+    output.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in output.iterdir()}
+    same = POINT_FILE in there and key in (output / POINT_FILE).read_text(errors="replace")
+    if there and not same:
+        raise InvalidInput(f"{output}: is not empty; give a folder that is new")
+    for source in sources:
+        aside = output / f"{source.name}.part"
+        shutil.copyfile(source, aside)
+        aside.replace(output / source.name)
+    return [output / source.name for source in sources]

@@ -1,0 +1,27 @@
+"""What a network is, what it costs, how it is cut. No data, no training."""
+
+from orchestrator.network.cost import CostTable, Measurement, measure
+from orchestrator.network.coupling import Coupling, Frozen, Group, couple
+from orchestrator.network.plan import BudgetUnreachable, Plan, PlanMismatch, greedy, random_plan
+from orchestrator.network.surgery import Verification, cut, masked, verify
+from orchestrator.network.trace import UnsupportedModel
+
+__all__ = [
+    "BudgetUnreachable",
+    "CostTable",
+    "Coupling",
+    "Frozen",
+    "Group",
+    "Measurement",
+    "Plan",
+    "PlanMismatch",
+    "UnsupportedModel",
+    "Verification",
+    "couple",
+    "cut",
+    "greedy",
+    "masked",
+    "measure",
+    "random_plan",
+    "verify",
+]

@@ -1,0 +1,138 @@
+"""From recordings of a model's passes to its channels: one connected-components call, then names and indices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from orchestrator.network import labels as lb
+from orchestrator.network.trace import Note, Recording
+
+Ints = npt.NDArray[np.int64]
+ParameterDim = tuple[str, int]
+
+
+@dataclass(kw_only=True)
+class Fixed:
+    """What replays have shown to be fixed in code: parameter positions, with the reason."""
+
+    positions: list[tuple[ParameterDim, Ints, str]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Solution:
+    """Every label's component, and what is known of each component. Component 0 is that of the blank label."""
+
+    component: Ints  # [labels + 1]
+    reasons: dict[int, str]  # frozen component -> why, the first reason found
+    inexact: dict[int, str]
+    summed: set[int]
+    dims: dict[ParameterDim, Ints]  # component of every position along a parameter's dimension
+    made: set[ParameterDim]
+    order: list[str]
+    recordings: Sequence[Recording]
+    offsets: list[int]
+
+    def of(self, labels: Tensor, which: int) -> Ints:
+        """Components of labels of recording number `which`; 0 for blank."""
+        array = labels.numpy()
+        shifted: Ints = np.where(array > 0, array + self.offsets[which], 0)
+        return self.component[shifted]
+
+
+def solve(recordings: Sequence[Recording], fixed: Fixed) -> Solution:
+    """Unify what was seen in all passes (evaluation and training mode) of one model."""
+    offsets = [sum(r.count for r in recordings[:i]) for i in range(len(recordings))]
+    component = _components(recordings, offsets)
+    solution = Solution(
+        component=component, reasons={}, inexact={}, summed=set(), dims={}, made=set(), order=[],
+        recordings=recordings, offsets=offsets,
+    )  # fmt: skip
+    for which, recording in enumerate(recordings):
+        _collect(solution.reasons, solution, which, recording.frozen)
+        _collect(solution.inexact, solution, which, recording.inexact)
+        for labels in recording.summed:
+            solution.summed.update(solution.of(labels, which).tolist())
+        solution.made.update(key for key, role in recording.roles.items() if role == "made")
+        solution.order += [name for name in recording.order if name not in solution.order]
+    for which, recording in enumerate(recordings):
+        _axes(solution, which, recording)
+    for (name, dim), indices, reason in fixed.positions:
+        for found in solution.dims[name, dim][indices].tolist():
+            solution.reasons.setdefault(found, reason)
+    weights = dict(solution.dims)
+    while _elements(solution):  # freezing the channels of one parameter can change what another follows
+        solution.dims = dict(weights)
+    return solution
+
+
+def _components(recordings: Sequence[Recording], offsets: list[int]) -> Ints:
+    """[labels + 1]: connected components of all equalities; parameters are the same in every pass."""
+    left: list[Ints] = []
+    right: list[Ints] = []
+
+    def tie(a: Tensor, i: int, b: Tensor, j: int) -> None:
+        left.append(a.numpy().ravel() + offsets[i])
+        right.append(b.numpy().ravel() + offsets[j])
+
+    for which, recording in enumerate(recordings):
+        for a, b in recording.pairs:
+            tie(a, which, b, which)
+        first = recordings[0]
+        for name, vectors in recording.axes.items() if which else ():
+            for own, earlier in zip(vectors, first.axes.get(name, [None] * len(vectors)), strict=True):
+                if own is not None and earlier is not None:
+                    tie(own, which, earlier, 0)
+        for name, found in recording.elements.items() if which else ():
+            if name in first.elements:
+                tie(found, which, first.elements[name], 0)
+    count = 1 + sum(r.count for r in recordings)
+    rows = np.concatenate([np.zeros(0, np.int64), *left])
+    columns = np.concatenate([np.zeros(0, np.int64), *right])
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _collect(into: dict[int, str], solution: Solution, which: int, notes: list[Note]) -> None:
+    for note in notes:
+        for found in np.unique(solution.of(note.labels, which)).tolist():
+            into.setdefault(found, note.reason)
+
+
+def _axes(solution: Solution, which: int, recording: Recording) -> None:
+    for name, vectors in recording.axes.items():
+        for dim, vector in enumerate(vectors):
+            if vector is not None:
+                solution.dims.setdefault((name, dim), solution.of(vector, which))
+
+
+def _elements(solution: Solution) -> bool:
+    """Which dimension of each element-wise parameter follows channels. True if something had to be frozen."""
+    changed = False
+    for which, recording in enumerate(solution.recordings):
+        for name, labels in recording.elements.items():
+            found = solution.of(labels, which)
+            frozen = np.isin(found, np.fromiter(solution.reasons, np.int64, len(solution.reasons)))
+            free = np.where(frozen, -1, found)
+            if not (free >= 0).any():
+                continue
+            dims = _following(free)
+            if len(dims) > 1:
+                reason = f"{name} follows channels along {len(dims)} dimensions"
+                solution.reasons.update(dict.fromkeys(np.unique(free[free >= 0]).tolist(), reason))
+                changed = True
+                continue
+            dim = dims[0] if dims else 0
+            index = tuple(slice(None) if d == dim else 0 for d in range(free.ndim))
+            if free.ndim and (dims or free.ndim == 1):
+                solution.dims[name, dim] = found[index]
+    return changed
+
+
+def _following(components: Ints) -> list[int]:
+    return lb.varying(torch.from_numpy(components))

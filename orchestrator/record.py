@@ -1,0 +1,182 @@
+"""Everything that crosses a process or a file: trial specs, points, costs, failures; and the keys of stages.
+
+Plain frozen records that check themselves and round-trip through JSON. No torch, no Ray, no Optuna.
+"""
+
+import hashlib
+import json
+import math
+import os
+import socket
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+StageKind = Literal["dense", "sparse", "cut"]
+FailureReason = Literal["diverged", "out_of_memory", "budget", "error"]
+Option = bool | int | float | str
+Share = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
+OpenShare = Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)]
+
+
+class InvalidInput(ValueError):
+    """The user's mistake: the message names the file, the field or the path, and what is allowed there."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown field, no silent coercion of a number written as text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Schedule(Record):
+    """How long and how fast a network is trained."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[FiniteFloat, Field(gt=0.0)]  # the peak, reached after the warm-up of one_cycle
+    decay: Literal["one_cycle", "cosine"] = "one_cycle"
+    momentum: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[FiniteFloat, Field(ge=0.0)] = 5e-4
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    label_smoothing: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.0
+    augmentation: Literal["none", "crop", "crop_flip"] = "none"
+
+
+class TrialSpec(Record):
+    """One trial: a network, its data, a method, and the three settings that a study varies."""
+
+    model: str
+    dataset: str
+    method: str = "oicsr"
+    method_options: dict[str, Option] = {}
+    regularization_weight: Annotated[FiniteFloat, Field(ge=0.0)]
+    pruning_ratio: OpenShare  # share of the current flops removed in each iteration
+    iterations: Annotated[int, Field(ge=1)]
+    group_cap: OpenShare = 0.5  # largest share of a group's channels that one iteration may take
+    seed: Annotated[int, Field(ge=0)] = 0
+    weights: str | None = None  # a file with trained weights; the dense stage then trains nothing
+    data_root: str = "data"  # folder of the downloaded data sets; part of no key
+    dense: Schedule
+    sparse: Schedule
+    recovery: Schedule
+
+
+class Cost(Record):
+    """What was spent. train_flops = forward flops x samples x 3, which no noisy machine distorts."""
+
+    train_flops: Annotated[int, Field(ge=0)] = 0
+    seconds: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
+
+    def __add__(self, other: Self) -> "Cost":
+        return Cost(train_flops=self.train_flops + other.train_flops, seconds=self.seconds + other.seconds)
+
+
+class Point(Record):
+    """One measured model. `accuracy` is top-1 on the validation split; flops are multiply-accumulates at batch 1."""
+
+    key: str
+    parent: str | None
+    kind: Literal["dense", "cut"]
+    iteration: Annotated[int, Field(ge=0)]  # 0 for the dense model
+    model: str
+    dataset: str
+    method: str | None = None  # what follows is None for the dense model, which no method has touched
+    regularization_weight: FiniteFloat | None = None
+    pruning_ratio: FiniteFloat | None = None
+    seed: int
+    flops: Annotated[int, Field(ge=0)]
+    params: Annotated[int, Field(ge=0)]
+    flops_kept: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)]
+    accuracy: Share
+    accuracy_after_cut: Share | None = None  # norm statistics re-estimated, no recovery
+    test_accuracy: Share | None = None
+    cost: Cost  # of this stage alone
+    path_cost: Cost  # of this stage and all before it on its path
+    created: str
+
+
+class Stage(Record):
+    """The record of one finished unit of work; `parameters` is all that its key was made from."""
+
+    key: str
+    parent: str | None
+    kind: StageKind
+    parameters: dict[str, Any]
+    cost: Cost
+    created: str
+    host: str
+    pid: int
+
+    @model_validator(mode="after")
+    def _key_fits(self) -> Self:
+        expected = stage_key(self.parent, self.kind, self.parameters)
+        if self.key != expected:
+            raise ValueError(f"key is {self.key}; its parent, kind and parameters give {expected}")
+        return self
+
+
+class Failure(Record):
+    """Why a trial ended early: a record like any other. `key` is the stage that could not be finished."""
+
+    key: str
+    spec: TrialSpec
+    reason: FailureReason
+    message: str
+    traceback: str
+    created: str
+    host: str
+    pid: int
+
+
+class Outcome(Record):
+    """How a trial ended: the points it passed, in order, and the failure that stopped it, if one did.
+
+    `computed` and `reused` are the keys of the stages this run trained itself, and of those it found finished.
+    """
+
+    points: tuple[Point, ...]
+    failure: Failure | None = None
+    computed: tuple[str, ...] = ()
+    reused: tuple[str, ...] = ()
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, shortest floats, no NaN. Equal values, equal text.
+
+    Integral floats are written as integers, so that 1 and 1.0 (TOML makes both) give the same text.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return value
+
+
+def stage_key(parent: str | None, kind: StageKind, parameters: dict[str, Any]) -> str:
+    """SHA-256 over everything that determines a stage's result, as 64 hexadecimal digits."""
+    text = canonical_json({"parent": parent, "kind": kind, "parameters": parameters})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seed_of(key: str) -> int:
+    """A stage's random seed (63 bits) comes from its key, so it does not matter which trial computes it."""
+    return int(key[:16], 16) >> 1
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def whereabouts() -> dict[str, Any]:
+    """The fields that tell which process wrote a record."""
+    return {"created": now(), "host": socket.gethostname(), "pid": os.getpid()}

@@ -1,0 +1,169 @@
+"""How a search goes, for the one who started it: a live table on a terminal, otherwise a line for each trial."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from orchestrator.collector import best_at, frontier, hypervolume
+from orchestrator.collector.query import format_flops
+from orchestrator.record import Point
+
+BUDGETS = (0.75, 0.5, 0.25)  # of flops_kept, where the best accuracy is shown
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """Where a search stands. `points` are all of the study, by key."""
+
+    target: int
+    done: int = 0
+    failed: int = 0
+    running: set[int] = field(default_factory=set)
+    points: dict[str, Point] = field(default_factory=dict)
+    computed: set[str] = field(default_factory=set)
+    reused: int = 0
+
+    def hypervolume(self) -> float:
+        return hypervolume([p.accuracy for p in self.points.values()], [p.flops_kept for p in self.points.values()])
+
+    def best(self) -> dict[float, float | None]:
+        points = self.points.values()
+        return best_at([p.accuracy for p in points], [p.flops_kept for p in points], BUDGETS)
+
+
+class Progress:
+    """Shows a search while it is entered. Told what happens by the driver; may be looked at by any thread."""
+
+    def __init__(
+        self, console: Console, name: str, counts: Counts, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.counts = counts
+        self._console = console
+        self._name = name
+        self._clock = clock
+        self._begun = clock()
+        self._before = counts.done
+        self._started_at: dict[int, float] = {}
+        self._trial_points: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self.table, refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def started(self, index: int) -> None:
+        with self._lock:
+            self.counts.running.add(index)
+            self._started_at.setdefault(index, self._clock())
+
+    def found(self, index: int, point: Point) -> None:
+        with self._lock:
+            self.counts.points[point.key] = point
+            self._trial_points[index] = self._trial_points.get(index, 0) + 1
+
+    def ended(
+        self,
+        index: int,
+        *,
+        target: int,
+        failure: str | None = None,
+        computed: Sequence[str] = (),
+        reused: int = 0,
+    ) -> None:
+        with self._lock:
+            self.counts.running.discard(index)
+            self.counts.done += 1
+            self.counts.failed += failure is not None
+            self.counts.computed.update(computed)
+            self.counts.reused += reused
+            self.counts.target = target
+        if self._live is None:
+            say(self._console, self._line(index, failure, len(computed)))
+
+    def seconds_left(self) -> float | None:
+        """What the trials of this launch took so far, carried forward; None before the first has ended."""
+        ended = self.counts.done - self._before
+        if not ended:
+            return None
+        return (self._clock() - self._begun) / ended * max(0, self.counts.target - self.counts.done)
+
+    def table(self) -> Table:
+        """The live view."""
+        with self._lock:
+            counts = self.counts
+            left = self.seconds_left()
+            rows = [
+                (
+                    "trials",
+                    f"{counts.done} of {counts.target} done, {len(counts.running)} running, {counts.failed} failed",
+                ),
+                ("points", f"{len(counts.points)}"),
+                ("hypervolume", f"{counts.hypervolume():.4f}"),
+                *((f"accuracy at flops_kept {budget:g}", accuracy(best)) for budget, best in counts.best().items()),
+                ("elapsed", duration(self._clock() - self._begun)),
+                ("left", "-" if left is None else f"about {duration(left)}"),
+            ]
+        table = Table(title=f"search {self._name}", show_header=False, title_justify="left", min_width=48)
+        for name, value in rows:
+            table.add_row(name, value)
+        return table
+
+    def _line(self, index: int, failure: str | None, computed: int) -> str:
+        counts = self.counts
+        place = f"[{counts.done}/{counts.target}] {duration(self._clock() - self._begun)}  trial {index}"
+        if failure is not None:
+            return f"{place} failed: {failure}"
+        took = self._clock() - self._started_at.get(index, self._begun)
+        return (
+            f"{place}: {self._trial_points.get(index, 0)} points, {computed} new stages, {took:.1f} s; "
+            f"hypervolume {counts.hypervolume():.4f}"
+        )
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: not wrapped, and with nothing in it taken for markup."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def frontier_table(points: Sequence[Point]) -> Table:
+    """The frontier, from the cheapest model to the most accurate one."""
+    table = Table(title="frontier: accuracy on the validation split; flops are multiply-accumulates at batch 1")
+    for column in ("flops", "flops_kept", "params", "accuracy", "after cut", "weight", "ratio", "iteration"):
+        table.add_column(column, justify="right")
+    for point in frontier(points):
+        weight, ratio = point.regularization_weight, point.pruning_ratio
+        table.add_row(
+            format_flops(point.flops),
+            f"{point.flops_kept:.3f}",
+            format_flops(point.params),
+            accuracy(point.accuracy),
+            accuracy(point.accuracy_after_cut),
+            "-" if weight is None else f"{weight:g}",
+            "-" if ratio is None else f"{ratio:g}",
+            str(point.iteration),
+        )
+    return table
+
+
+def accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

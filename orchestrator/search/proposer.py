@@ -1,0 +1,69 @@
+"""What Ray Tune asks for settings: a Searcher over the study's proposals. Knows of Tune; Proposals does not."""
+
+import hashlib
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from orchestrator.record import Failure, Outcome, TrialSpec, canonical_json, whereabouts
+from orchestrator.search.proposals import Proposals
+from orchestrator.store import StageStore
+
+SPEC, INDEX = "spec", "index"  # in a trial's config
+ENDED = "ended"  # in the last row of a trial, and in no other
+
+
+def last_row(outcome: Outcome) -> dict[str, Any]:
+    """What a worker reports when a trial has ended. Its points lie in the store; here are their keys."""
+    failure = outcome.failure
+    return {
+        ENDED: True,
+        "keys": [point.key for point in outcome.points],
+        "failure": None if failure is None else f"{failure.reason}: {failure.message}",
+        "computed": list(outcome.computed),
+        "reused": list(outcome.reused),
+    }
+
+
+class Proposer(Searcher):
+    """Hands out the study's proposals to Tune, and takes in how they ended."""
+
+    def __init__(self, proposals: Proposals, store: StageStore) -> None:
+        super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
+        self._proposals = proposals
+        self._store = store
+        self._specs: dict[str, tuple[int, TrialSpec]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher for a restore that this project never makes
+
+    def suggest(self, trial_id: str) -> Any:
+        proposal = self._proposals.next()
+        if proposal is None:
+            return Searcher.FINISHED if self._proposals.over else None
+        self._specs[trial_id] = (proposal.index, proposal.spec)
+        return {INDEX: proposal.index, SPEC: proposal.spec.model_dump_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell how a trial ended. One without a last row was stopped, or its worker died: see give_up."""
+        if error or not result or not result.get(ENDED):
+            return
+        index, _ = self._specs.pop(trial_id)
+        self._proposals.complete(index, [self._store.point(key) for key in result["keys"]], result["failure"])
+
+    def give_up(self, trial_id: str, message: str, traceback: str) -> str:
+        """Record that a trial's worker could not go on, and tell it as failed; returns the reason in one line."""
+        index, spec = self._specs.pop(trial_id)
+        reason = f"error: {message}"
+        # At which stage it was is not known here; the settings stand for it.
+        key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
+        failure = Failure(key=key, spec=spec, reason="error", message=message, traceback=traceback, **whereabouts())
+        self._store.record_failure(failure)
+        self._proposals.complete(index, [], reason)
+        return reason
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal and the stage store hold all there is to keep."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("every launch is a new Tune session")

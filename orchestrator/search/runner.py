@@ -1,0 +1,255 @@
+"""One command to start, resume and extend a search: what was finished is looked up, the rest is run.
+
+launch(Path("search_spaces/digits_cifarnet.toml"))
+"""
+
+import math
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.collector import frontier
+from orchestrator.collector.query import format_flops
+from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, canonical_json, now
+from orchestrator.search.dimensions import Choice
+from orchestrator.search.interrupts import interruptible
+from orchestrator.search.progress import Counts, Progress, frontier_table, say
+from orchestrator.search.proposals import Proposals
+from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
+from orchestrator.store import StageStore
+
+STUDY_FILE = "study.json"
+JOURNAL_FILE = "journal.log"
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0" makes Ray bind 127.0.0.1 alone; no argument of ray.init does
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end an interrupted search with exit code 0
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+CHECKS = 64  # combinations of choices that are checked before Ray starts
+
+RunTrial = Callable[..., Outcome]
+CheckTrial = Callable[[TrialSpec], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a launch ended. Trials are those of the whole study; stages those of this launch."""
+
+    study: Path
+    trials: int
+    target: int
+    failures: Mapping[int, str]
+    exhausted: bool
+    computed: int
+    reused: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Launch:
+    """What does not change during one launch."""
+
+    space: SearchSpace
+    store: StageStore
+    console: Console
+    address: str | None
+    run_trial: RunTrial
+
+
+def launch(
+    space_file: str | Path,
+    *,
+    trials: int | None = None,
+    storage: str | Path = "results",
+    address: str | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    console: Console | None = None,
+    run_trial: RunTrial | None = None,
+    check_trial: CheckTrial | None = None,
+) -> Summary:
+    """Run the search of a space file until its budget of trials is used up. The study lies in `storage`/<its name>.
+
+    The same call starts, resumes and extends a study; one process at a time may drive it. `address` is that of a Ray
+    cluster; without one Ray is started on this machine, on the loopback interface alone. `run_trial` and `check_trial`
+    are trial.run and trial.check unless simulations give their own. Raises InvalidInput for anything that is wrong
+    with the space, the study or the machine; SIGINT and SIGTERM raise SystemExit, and the next launch goes on.
+    """
+    space = _overridden(SearchSpace.read(space_file), trials, cpus_per_trial, gpus_per_trial)
+    _check_address(address)
+    if run_trial is None or check_trial is None:
+        from orchestrator import trial
+
+        run_trial, check_trial = run_trial or trial.run, check_trial or trial.check
+    for spec in _representatives(space):
+        check_trial(spec)
+    store = StageStore(Path(storage) / space.name)
+    return _drive(_Launch(space=space, store=store, console=console or Console(), address=address, run_trial=run_trial))
+
+
+def _drive(this: _Launch) -> Summary:
+    def on_interrupt(number: signal.Signals) -> None:
+        say(this.console, f"stopped by {number.name}; the same command goes on from here")
+
+    with interruptible(on_interrupt) as install_handlers, this.store.exclusive("driver"):
+        _bind(this.store, this.space)
+        proposals = Proposals(this.space, this.store.root / JOURNAL_FILE, trials=this.space.budget.trials)
+        counts = Counts(
+            target=proposals.target,
+            done=proposals.finished,
+            failed=len(proposals.failures),
+            points={point.key: point for point in this.store.points()},
+        )
+        _announce(this, proposals)
+        if not proposals.over:
+            _run(this, proposals, counts, install_handlers)
+        return _conclude(this, proposals, counts)
+
+
+def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: Callable[[], None]) -> None:
+    _set_environment(this.address)
+    from orchestrator.search import session
+
+    job = session.Job(root=this.store.root.absolute(), run_trial=this.run_trial, resources=this.space.resources)
+    with session.connected(this.address, this.space.resources):
+        install_handlers()
+        with Progress(this.console, this.space.name, counts) as progress:
+            session.run(proposals, this.store, job, progress)
+    if proposals.finished < proposals.target:  # Tune ends early, and well, at SIGUSR1
+        say(this.console, "stopped early; the same command goes on from here")
+        raise SystemExit(1)
+
+
+def _overridden(
+    space: SearchSpace, trials: int | None, cpus_per_trial: float | None, gpus_per_trial: float | None
+) -> SearchSpace:
+    """The space with what the command line says in place of what the file says."""
+    given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial}
+    resources = space.resources.model_dump() | {name: value for name, value in given.items() if value is not None}
+    budget = space.budget.model_dump() | ({} if trials is None else {"trials": trials})
+    return space.model_copy(
+        update={
+            "budget": check_section(Budget, budget, "budget"),
+            "resources": check_section(Resources, resources, "resources"),
+        }
+    )
+
+
+def _check_address(address: str | None) -> None:
+    if address is not None and "://" in address:
+        raise InvalidInput(
+            f"--address is {address}; it must be host:port or auto: run the search on a machine of the cluster, "
+            "for example by `ray job submit`"
+        )
+
+
+def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
+    """One trial for each combination of choices: a model or data set is wrong whatever the numbers are."""
+    options = [
+        dimension.choices if isinstance(dimension, Choice) else dimension.ends()[:1]
+        for dimension in space.dimensions.values()
+    ]
+    for values in islice(product(*options), CHECKS):
+        yield space.spec(dict(zip(space.dimensions, values, strict=True)))
+
+
+def _bind(store: StageStore, space: SearchSpace) -> None:
+    """Make the study's folder this space's, or find that it is."""
+    there = store.read_json(STUDY_FILE)
+    if there is None:
+        store.write_json(STUDY_FILE, {"name": space.name, "definition": space.definition(), "created": now()})
+        return
+    if not isinstance(there, dict) or not isinstance(there.get("definition"), dict):
+        raise InvalidInput(f"{store.root / STUDY_FILE}: damaged (no definition)")
+    difference = next(_differences(there["definition"], space.definition()), None)
+    if difference is not None:
+        field, was, is_now = difference
+        raise InvalidInput(
+            f"{store.root}: is the study of another space: {field} is {was} there, {is_now} in {space.name}.toml; "
+            "rename the file, or give another --storage"
+        )
+
+
+def _differences(was: Any, is_now: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(was, dict) and isinstance(is_now, dict) and was.get("kind") == is_now.get("kind"):
+        for name in sorted(was.keys() | is_now.keys()):
+            yield from _differences(was.get(name), is_now.get(name), f"{field}.{name}" if field else name)
+    elif canonical_json(was) != canonical_json(is_now):
+        yield field, canonical_json(was), canonical_json(is_now)
+
+
+def _set_environment(address: str | None) -> None:
+    """Settings that Ray reads when it is imported, and that its processes inherit."""
+    if address is None:
+        if "ray" in sys.modules and os.environ.get(LOOPBACK) != "0":
+            raise InvalidInput(
+                f"ray was imported before the search; set {LOOPBACK}=0 first, or it listens to the network"
+            )
+        os.environ[LOOPBACK] = "0"
+    os.environ.update(ENVIRONMENT)
+
+
+def _announce(this: _Launch, proposals: Proposals) -> None:
+    done, target = proposals.finished, proposals.target
+    place = f"{this.space.name} in {this.store.root}"
+    if proposals.over:
+        more = "" if proposals.exhausted else f"; --trials {max(target, done) + 4} goes on"
+        say(this.console, f"nothing to do for {place}: {done} of {this.space.budget.trials} trials are done{more}")
+    else:
+        say(this.console, f"search {place}: {target} trials" + (f", {done} of them done" if done else ""))
+
+
+def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
+    points = list(this.store.points())
+    this.console.print(frontier_table(points))
+    failures = proposals.failures
+    say(
+        this.console,
+        f"{proposals.finished} trials done, {len(failures)} failed; {len(points)} points; in this launch "
+        f"{len(counts.computed)} stages computed, {counts.reused} reused",
+    )
+    for index, reason in failures.items():
+        say(this.console, f"trial {index} failed: {reason}")
+    if proposals.exhausted:
+        say(this.console, "the space holds no other trial")
+    for command in _next_commands(this.store, points):
+        say(this.console, command)
+    return Summary(
+        study=this.store.root,
+        trials=proposals.finished,
+        target=proposals.target,
+        failures=failures,
+        exhausted=proposals.exhausted,
+        computed=len(counts.computed),
+        reused=counts.reused,
+    )
+
+
+def _next_commands(store: StageStore, points: Sequence[Point]) -> list[str]:
+    """What to type next, with a budget that a point of the frontier meets."""
+    if not points:
+        return []
+    front = frontier(points)
+    within = [point for point in front if point.flops_kept <= 0.5] or front[:1]
+    budget = format_flops(_round_up(within[-1].flops)).replace(" ", "")
+    name = store.root.name if store.root.parent == Path("results") else str(store.root)
+    study, output = shlex.quote(name), shlex.quote(f"{store.root.name}_best")
+    return [
+        f"next: orchestrator front {study}",
+        f"      orchestrator best {study} --max-flops {budget} --output {output}",
+    ]
+
+
+def _round_up(flops: int) -> int:
+    """To two digits."""
+    unit: int = 10 ** max(0, len(str(flops)) - 2)
+    return math.ceil(flops / unit) * unit

@@ -1,0 +1,208 @@
+"""Search spaces: a TOML file that fixes some fields of a trial and varies the others, read and checked.
+
+[trial]       fields with one value: those of TrialSpec, with the tables [trial.dense] [trial.sparse]
+              [trial.recovery] [trial.method_options]
+[search]      fields that vary, laid out in the same way. Each is one of
+              { low = 1e-3, high = 1e-1, log = true, grid = 5 }    5 values, evenly spaced on a log scale
+              { low = 0.2, high = 0.5, grid = 4 }                  4 values, evenly spaced
+              { low = 0.2, high = 0.5, step = 0.05 }               every 0.05; whole numbers: step = 2
+              { low = 0.01, high = 0.1, log = true }               any number in between
+              { low = 3, high = 6 }                                any whole number, where the field is one
+              { choices = ["oicsr", "filter_norm"] }
+[budget]      how far to go:         trials
+[proposals]   how to choose:         seed, parallel, startup
+[resources]   what a trial takes:    cpus_per_trial, gpus_per_trial
+"""
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice, product
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
+
+from orchestrator.record import InvalidInput, Record, Schedule, TrialSpec
+from orchestrator.search.dimensions import Dimension, parse_dimension
+from orchestrator.search.messages import FieldError, explain, known, show
+
+T = TypeVar("T", bound=Record)
+TABLES = ("dense", "sparse", "recovery", "method_options")
+IN_NO_STUDY = ("data_root",)  # where the data lie changes no result
+CORNERS = 4096  # combinations of extreme values that are tried out when a space is read
+
+
+class Budget(Record):
+    """How far a search goes; may be raised later."""
+
+    trials: Annotated[int, Field(ge=1)] = 16
+
+
+class ProposalSettings(Record):
+    """How settings are chosen. Part of a study's definition: they decide which trials it consists of."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    parallel: Annotated[int, Field(ge=1)] = 4  # trials that may be under way at once, however many fit the machine
+    startup: Annotated[int, Field(ge=1)] = 8  # the first so many are drawn at random
+
+
+class Resources(Record):
+    """What one trial takes of the machine or the cluster."""
+
+    cpus_per_trial: Annotated[FiniteFloat, Field(gt=0.0)] = 1.0
+    gpus_per_trial: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> Self:
+        if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
+            raise ValueError(f"gpus_per_trial is {self.gpus_per_trial}; above 1 it must be a whole number")
+        return self
+
+
+class SearchSpace(Record):
+    """A checked search-space file. `dimensions` are the varied fields by their dotted name, in the file's order."""
+
+    name: str
+    trial: dict[str, Any]
+    dimensions: dict[str, Dimension]
+    budget: Budget
+    proposals: ProposalSettings
+    resources: Resources
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SearchSpace":
+        """The space of a TOML file. Raises InvalidInput with one line that names the file and the field."""
+        path = Path(path)
+        try:
+            return _parse(path.stem, _load(path))
+        except FieldError as error:
+            raise InvalidInput(f"{path.name}: {error}") from None
+
+    @property
+    def size(self) -> int | None:
+        """How many different trials the space holds; None where a field may take any number."""
+        sizes = [dimension.size for dimension in self.dimensions.values()]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+    def spec(self, values: Mapping[str, Any]) -> TrialSpec:
+        """The trial with these values of the varied fields, by dotted name."""
+        return TrialSpec.model_validate(_merge(self.trial, values), strict=True)
+
+    def corners(self) -> Iterator[TrialSpec]:
+        """The trials at the ends of every range and at every choice: no other one can be out of bounds."""
+        ends = [dimension.ends() for dimension in self.dimensions.values()]
+        for values in islice(product(*ends), CORNERS):
+            yield self.spec(dict(zip(self.dimensions, values, strict=True)))
+
+    def definition(self) -> dict[str, Any]:
+        """All that makes the study what it is; a space of another definition needs another study folder.
+
+        Budget and resources are left out: they may change from one launch to the next.
+        """
+        fixed = next(self.corners()).model_dump(mode="json")  # defaults filled in: writing one out changes nothing
+        for name in (*self.dimensions, *IN_NO_STUDY):
+            _drop(fixed, name)
+        searched = {name: dimension.model_dump(mode="json") for name, dimension in self.dimensions.items()}
+        return {"trial": fixed, "search": searched, "proposals": self.proposals.model_dump(mode="json")}
+
+
+def check_section(section: type[T], values: Mapping[str, Any], name: str) -> T:
+    """The record of a section with values from outside; InvalidInput names the section and the field."""
+    try:
+        return _section(section, dict(values), name)
+    except FieldError as error:
+        raise InvalidInput(str(error)) from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], n=1, cutoff=0.5)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; a search space is a TOML file"
+        raise InvalidInput(f"{path}: there is no such file{hint}") from None
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path.name}: is not valid TOML: {error}") from None
+
+
+def _parse(name: str, raw: dict[str, Any]) -> SearchSpace:
+    sections = ("trial", "search", "budget", "proposals", "resources")
+    for section, content in raw.items():
+        known(section, sections, prefix="")
+        if not isinstance(content, dict):
+            raise FieldError(f"{section} is {show(content)}; it must be a table: [{section}]")
+    fixed = raw.get("trial", {})
+    dimensions = dict(_dimensions(raw.get("search", {})))
+    _check_fixed(fixed, dimensions)
+    space = SearchSpace(
+        name=name,
+        trial=fixed,
+        dimensions=dimensions,
+        budget=_section(Budget, raw.get("budget", {}), "budget"),
+        proposals=_section(ProposalSettings, raw.get("proposals", {}), "proposals"),
+        resources=_section(Resources, raw.get("resources", {}), "resources"),
+    )
+    _try_out(space)
+    return space
+
+
+def _check_fixed(fixed: dict[str, Any], dimensions: dict[str, Dimension]) -> None:
+    for name, _ in _fields(fixed, "trial"):
+        if name in dimensions:
+            raise FieldError(f"{name} is in both [trial] and [search]; keep one of them")
+    if not dimensions:
+        raise FieldError("[search] is empty; at least one field must vary, for example regularization_weight")
+
+
+def _try_out(space: SearchSpace) -> None:
+    try:
+        for _ in space.corners():
+            pass
+    except ValidationError as error:
+        raise FieldError(explain(error, "trial")) from None
+
+
+def _section(section: type[T], values: dict[str, Any], name: str) -> T:
+    for field in values:
+        known(field, section.model_fields, prefix=f"{name}.")
+    try:
+        return section.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise FieldError(explain(error, name)) from None
+
+
+def _fields(table: dict[str, Any], section: str) -> Iterator[tuple[str, Any]]:
+    """Every field of a [trial] or [search] table with its dotted name; raises at a name that no trial has."""
+    for name, content in table.items():
+        known(name, TrialSpec.model_fields, prefix=f"{section}.")
+        if name not in TABLES:
+            yield name, content
+            continue
+        if not isinstance(content, dict):
+            raise FieldError(f"{section}.{name} is {show(content)}; it must be a table: [{section}.{name}]")
+        for inner, value in content.items():
+            if name != "method_options":
+                known(inner, Schedule.model_fields, prefix=f"{section}.{name}.")
+            yield f"{name}.{inner}", value
+
+
+def _dimensions(table: dict[str, Any]) -> Iterator[tuple[str, Dimension]]:
+    for name, entry in _fields(table, "search"):
+        yield name, parse_dimension(name, entry)
+
+
+def _merge(fixed: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {name: dict(content) if name in TABLES else content for name, content in fixed.items()}
+    for name, value in values.items():
+        table, _, field = name.rpartition(".")
+        (merged.setdefault(table, {}) if table else merged)[field] = value
+    return merged
+
+
+def _drop(nested: dict[str, Any], name: str) -> None:
+    table, _, field = name.rpartition(".")
+    (nested[table] if table else nested).pop(field, None)

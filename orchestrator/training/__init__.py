@@ -1,0 +1,1 @@
+"""Data sets, and fitting a network to one. Knows nothing of pruning."""

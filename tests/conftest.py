@@ -1,0 +1,107 @@
+"""What holds for every test: one thread a process, Ray on loopback and silent, pictures without a screen.
+
+Set here, before any test imports torch or Ray; the processes that tests start inherit it. And a made-up study.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.record import Cost, Point, Stage, StageKind, stage_key, whereabouts
+from orchestrator.store import StageStore, write_record
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+os.environ.update(dict.fromkeys(THREADS, "1"))
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # without it Ray listens on the machine's outer address
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, parameters: dict[str, object]) -> Stage:
+    """Publishes one stage of a made-up study; its figures follow from its parameters, nothing is trained."""
+    parent_key = None if parent is None else parent.key
+    stage = Stage(
+        key=stage_key(parent_key, kind, parameters),
+        parent=parent_key,
+        kind=kind,
+        parameters=parameters,
+        cost=Cost(train_flops=3_000_000, seconds=1.5),
+        **whereabouts(),
+    )
+
+    def compute(staging: Path) -> None:
+        write_record(staging / "stage.json", stage)
+        if kind != "sparse":
+            write_record(staging / "point.json", make_point(stage))
+            (staging / "weights.safetensors").write_bytes(stage.key.encode())
+        if kind == "cut":
+            (staging / "plan.json").write_text('{"groups": []}\n')
+
+    store.obtain(stage.key, compute)
+    return stage
+
+
+def make_point(stage: Stage) -> Point:
+    """The point of a made-up stage: pruning more costs accuracy, the more so the smaller the weight."""
+    iteration = int(stage.parameters.get("iteration", 0))
+    weight = stage.parameters.get("regularization_weight")
+    ratio = stage.parameters.get("pruning_ratio")
+    kept = (1 - float(ratio or 0)) ** iteration
+    lost = (1 - kept) ** 2 * 0.2 * (1 + 0.1 * abs(math.log10((weight or 1e-3) / 1e-3)))
+    return Point(
+        key=stage.key,
+        parent=stage.parent,
+        kind="dense" if stage.kind == "dense" else "cut",
+        iteration=iteration,
+        model="cifarnet",
+        dataset="digits",
+        method=None if stage.kind == "dense" else "oicsr",
+        regularization_weight=weight,
+        pruning_ratio=ratio,
+        seed=0,
+        flops=max(1, round(12_345_678 * kept)),
+        params=max(1, round(89_440 * kept)),
+        flops_kept=kept,
+        accuracy=0.97 - lost,
+        accuracy_after_cut=None if stage.kind == "dense" else 0.97 - 2 * lost,
+        cost=stage.cost,
+        path_cost=Cost(train_flops=3_000_000 * (1 + 2 * iteration), seconds=1.5 * (1 + 2 * iteration)),
+        created=stage.created,
+    )
+
+
+def make_trial(store: StageStore, weight: float, ratio: float, iterations: int = 3) -> None:
+    """Publishes the stages of one made-up trial that are not there yet."""
+    last = make_stage(store, None, "dense", {"model": "cifarnet", "dataset": "digits", "seed": 0})
+    for iteration in range(1, iterations + 1):
+        settings: dict[str, object] = {"regularization_weight": weight, "iteration": iteration}
+        last = make_stage(store, last, "sparse", settings)
+        last = make_stage(store, last, "cut", {**settings, "pruning_ratio": ratio})
+
+
+@pytest.fixture
+def add_trial() -> Callable[..., None]:
+    """make_trial(store, weight, ratio, iterations=3)."""
+    return make_trial
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small made-up study: 4 trials of 3 iterations, 1 + 4 x 3 points."""
+    store = StageStore(tmp_path_factory.mktemp("finished") / "small")
+    store.write_json("study.json", {"name": "small"})
+    for weight in (1e-4, 1e-3):
+        for ratio in (0.3, 0.45):
+            make_trial(store, weight, ratio)
+    return store.root
+
+
+@pytest.fixture
+def study(finished_study: Path, tmp_path: Path) -> StageStore:
+    """The store of a copy of the small made-up study, results/small, for one test alone."""
+    return StageStore(shutil.copytree(finished_study, tmp_path / "results" / "small"))

@@ -1,0 +1,123 @@
+"""A trial that trains nothing: its points follow from its settings by formula. Workers import it by name.
+
+What can go wrong is asked for in method_options: `seconds` a stage takes; a trial with the pruning_ratio `diverges`
+fails at its second cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always,
+and one with `kills_once` only the first time.
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.record import (
+    Cost,
+    Failure,
+    InvalidInput,
+    Outcome,
+    Point,
+    Stage,
+    StageKind,
+    TrialSpec,
+    now,
+    stage_key,
+    whereabouts,
+)
+from orchestrator.store import StageStore, write_record
+
+
+def points_of(spec: TrialSpec) -> list[Point]:
+    """The dense point and one for every iteration; a larger weight helps late, a larger ratio hurts."""
+    keys = [stage_key(*stage) for stage in _path(spec) if stage[1] != "sparse"]
+    return [_point(spec, iteration, key) for iteration, key in enumerate(keys)]
+
+
+def run(
+    spec: TrialSpec, store: StageStore, report: Callable[[Point], None] = lambda point: None, *, device: str = "cpu"
+) -> Outcome:
+    """What trial.run does, as seen from outside, in no time."""
+    _misbehave(spec, store)
+    points: list[Point] = []
+    computed, reused = [], []
+    for parent, kind, parameters in _path(spec):
+        key = stage_key(parent, kind, parameters)
+        if kind == "cut" and len(points) == 2 and _asked(spec, "diverges"):
+            failure = Failure(
+                key=key, spec=spec, reason="diverged", message="the loss is NaN", traceback="", **whereabouts()
+            )
+            store.record_failure(failure)
+            return Outcome(points=tuple(points), failure=failure, computed=tuple(computed), reused=tuple(reused))
+        _, new = store.obtain(
+            key,
+            _computation(
+                spec,
+                len(points),
+                Stage(key=key, parent=parent, kind=kind, parameters=parameters, cost=Cost(), **whereabouts()),
+            ),
+        )
+        (computed if new else reused).append(key)
+        if kind != "sparse":
+            points.append(store.point(key))
+            report(points[-1])
+    return Outcome(points=tuple(points), computed=tuple(computed), reused=tuple(reused))
+
+
+def check(spec: TrialSpec) -> None:
+    """Refuses what trial.check would."""
+    if spec.model == "unknown":
+        raise InvalidInput("unknown is no model; allowed: fake")
+
+
+def _path(spec: TrialSpec) -> list[tuple[str | None, StageKind, dict[str, object]]]:
+    stages: list[tuple[str | None, StageKind, dict[str, object]]] = [(None, "dense", {"model": spec.model})]
+    for _ in range(spec.iterations):
+        stages.append((stage_key(*stages[-1]), "sparse", {"weight": spec.regularization_weight}))
+        stages.append((stage_key(*stages[-1]), "cut", {"ratio": spec.pruning_ratio}))
+    return stages
+
+
+def _computation(spec: TrialSpec, iteration: int, stage: Stage) -> Callable[[Path], None]:
+    def compute(folder: Path) -> None:
+        time.sleep(float(spec.method_options.get("seconds", 0)))
+        write_record(folder / "stage.json", stage)
+        if stage.kind != "sparse":
+            write_record(folder / "point.json", _point(spec, iteration, stage.key))
+
+    return compute
+
+
+def _misbehave(spec: TrialSpec, store: StageStore) -> None:
+    if _asked(spec, "raises"):
+        raise RuntimeError("a worker that cannot go on")
+    marker = store.root / "killed_once"
+    if _asked(spec, "kills") or (_asked(spec, "kills_once") and not marker.exists()):
+        store.prepare()
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _asked(spec: TrialSpec, option: str) -> bool:
+    return spec.method_options.get(option) == spec.pruning_ratio
+
+
+def _point(spec: TrialSpec, iteration: int, key: str) -> Point:
+    kept = (1 - spec.pruning_ratio) ** iteration
+    peak = math.exp(-((math.log10(spec.regularization_weight) + 2) ** 2))
+    return Point(
+        key=key,
+        parent=None,
+        kind="cut" if iteration else "dense",
+        iteration=iteration,
+        model=spec.model,
+        dataset=spec.dataset,
+        seed=spec.seed,
+        flops=max(1, round(1_000_000 * kept)),
+        params=round(10_000 * kept),
+        flops_kept=kept,
+        accuracy=0.98 - 0.3 * (1 - kept) ** 4 * (1.2 - peak),
+        cost=Cost(),
+        path_cost=Cost(),
+        created=now(),
+    )
