@@ -382,7 +382,7 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     columns = [[name, *(row[index] for row in rows)] for index, name in enumerate(header)]
     narrow = sum(max(map(len, column)) + 2 for column in columns) > _console().width
     table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0), header_style="bold")
-    least = 0
+    least = -1
     for name, *cells in columns:
         heading = name.replace("_", "_\n") if narrow else name
         width = max(map(len, [*heading.split("\n"), *cells]))

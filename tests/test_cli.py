@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,15 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+import orchestrator
 from orchestrator import Study, cli
 from orchestrator.record import Failure, InvalidInput, Schedule, TrialSpec, whereabouts
 from orchestrator.store import StageStore
 
 Run = Callable[..., Result]
+ROOT = Path(orchestrator.__file__).parents[1]
 
 
 @pytest.fixture
@@ -259,7 +261,7 @@ def test_inspect_prints_groups_frozen_channels_and_layers(run: Run, monkeypatch:
     assert "conv1        16  yes         0.5000  a, b, c, d and 2 more" in printed
     assert "fc            8  no          0.2500  fc" in printed
     assert "      10  the model's output" in printed
-    assert "conv1   750 k       0.7500   1.5 k" in printed
+    assert "conv1  750 k       0.7500   1.5 k" in printed
     assert json.loads(run("inspect", "m:f", "--input", "3x32x40", "--json").stdout) == REPORT
     assert asked[1] == ("m:f", (3, 32, 40), 1000)
 
@@ -323,6 +325,21 @@ def test_help_names_every_command() -> None:
         assert f"  {command} " in result.stdout
 
 
-def test_a_validation_error_is_a_value_error() -> None:
-    with pytest.raises(ValidationError, match="learning_rate"):
-        Schedule(epochs=1, learning_rate=-0.1)
+def test_a_question_is_answered_without_torch_or_ray(study: StageStore) -> None:
+    code = (
+        "import sys\n"
+        "from orchestrator.cli import app\n"
+        f"app(['front', {str(study.root)!r}, '--format', 'json'], standalone_mode=False)\n"
+        "heavy = {'torch', 'ray', 'optuna', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert len(json.loads(found.stdout)) == len(Study(study.root).front())
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator", "front", "nope", "--storage", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: nope: no study in ")
+    assert ended.stderr.count("\n") == 1

@@ -2,9 +2,9 @@
 
 from orchestrator.network.cost import CostTable, Measurement, measure
 from orchestrator.network.coupling import Coupling, Frozen, Group, couple
+from orchestrator.network.meta import UnsupportedModel
 from orchestrator.network.plan import BudgetUnreachable, Plan, PlanMismatch, greedy, random_plan
 from orchestrator.network.surgery import Verification, cut, masked, verify
-from orchestrator.network.trace import UnsupportedModel
 
 __all__ = [
     "BudgetUnreachable",

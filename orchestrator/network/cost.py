@@ -6,7 +6,9 @@ import numpy as np
 from torch import nn
 
 from orchestrator.network.coupling import Bools, Coupling, ParameterDim
-from orchestrator.network.trace import Call, Example, as_meta, record
+from orchestrator.network.meta import Example, as_meta
+from orchestrator.network.recording import Call
+from orchestrator.network.trace import record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from orchestrator.network.meta import Example, UnsupportedModel, as_meta
+from orchestrator.network.recording import Call, Recording, SiteKey
 from orchestrator.network.solve import Fixed, Ints, ParameterDim, Solution, solve
-from orchestrator.network.trace import Call, Example, UnsupportedModel, as_meta, record
+from orchestrator.network.trace import record
 
 if TYPE_CHECKING:
     from orchestrator.network.plan import Plan
@@ -124,47 +126,47 @@ def couple(model: nn.Module, example: Example) -> Coupling:
 class Passes:
     """The passes of one model that a coupling is made from, with the hypotheses that they follow."""
 
-    choices: dict[bool, dict[int, int]] = field(default_factory=lambda: {False: {}, True: {}})
+    choices: dict[SiteKey, int] = field(default_factory=dict)
     fixed: Fixed = field(default_factory=Fixed)
     modes: tuple[bool, ...] = (False, True)
     notes: tuple[str, ...] = ()
+    recordings: dict[bool, Recording] = field(default_factory=dict)
 
     def follow(self, meta: nn.Module, example: Example) -> Solution:
-        recordings = []
         for training in self.modes:
-            try:
-                recordings.append(record(meta.train(training), example, self.choices[training]))
-            except UnsupportedModel as error:
-                if not training:
-                    raise
-                self.modes = (False,)
-                self.notes = (f"not followed in training mode: {error}",)
-        return solve(recordings, self.fixed)
+            if training not in self.recordings:
+                self._record(meta, example, training)
+        return solve([self.recordings[training] for training in self.modes], self.fixed)
+
+    def _record(self, meta: nn.Module, example: Example, training: bool) -> None:
+        try:
+            self.recordings[training] = record(meta.train(training), example, self.choices)
+        except UnsupportedModel as error:
+            if not training:
+                raise
+            self.modes = (False,)
+            self.notes = (f"not followed in training mode: {error}",)
+
+    def choose(self, site: SiteKey, alternative: int) -> None:
+        """Follow another hypothesis from now on: the passes that met this operator are out of date."""
+        self.choices[site] = alternative
+        self.recordings = {mode: found for mode, found in self.recordings.items() if site not in found.sites}
 
 
 def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()) -> tuple[Coupling, Ints]:
     """Name and number the channels. Also returns each component's channel: [components], -1 if it has none."""
-    components = int(solution.component.max()) + 1
-    free = np.ones(components, bool)
-    free[list(solution.reasons)] = False
-    free[solution.component[0]] = False
-    made = np.zeros(components, bool)
-    for key in solution.made:
-        if key in solution.dims:
-            made[solution.dims[key]] = True
-    wanted = free & made
     order = {name: i for i, name in enumerate(solution.order)}
     keys = sorted(solution.dims, key=lambda key: (order[key[0]], key[1]))
-    signature, first = _signatures(solution, keys, wanted)
-    channel = np.full(components, -1, np.int64)
+    wanted = _wanted(solution)
+    signature, holders = _signatures(solution, keys, wanted)
+    channel = np.full(len(wanted), -1, np.int64)
     groups: list[Group] = []
     names: Counter[str] = Counter()
     start = 0
-    for mark in sorted({int(signature[c]) for c in np.flatnonzero(wanted)}, key=lambda mark: first[mark]):
-        members = [key for key in keys if (signature[solution.dims[key]] == mark).any()]
+    for mark, members in holders.items():
         makers = tuple(key for key in members if key in solution.made)
         lead = solution.dims[makers[0]]
-        mine = _in_order(lead[(signature[lead] == mark) & wanted[lead]])
+        mine = _in_order(lead[signature[lead] == mark])
         channel[mine] = np.arange(start, start + len(mine))
         name = makers[0][0].rsplit(".", 1)[0]
         names[name] += 1
@@ -195,19 +197,36 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
     return coupling, channel
 
 
-def _signatures(solution: Solution, keys: list[ParameterDim], wanted: Bools) -> tuple[Ints, dict[int, int]]:
-    """A number for each component that is equal for those with the same members, as often; and its first position."""
+def _wanted(solution: Solution) -> Bools:
+    """[components] True for channels: not frozen, and made by some layer."""
+    wanted = np.zeros(int(solution.component.max()) + 1, bool)
+    for key in solution.made:
+        if key in solution.dims:
+            wanted[solution.dims[key]] = True
+    wanted[list(solution.reasons)] = False
+    wanted[solution.component[0]] = False
+    return wanted
+
+
+def _signatures(
+    solution: Solution, keys: list[ParameterDim], wanted: Bools
+) -> tuple[Ints, dict[int, list[ParameterDim]]]:
+    """[components] a number that is equal for those with the same members, as often; and each number's members.
+
+    Numbers come in the order of their first member, and members in the order of `keys`.
+    """
     signature = np.zeros(len(wanted), np.int64)
     generator = np.random.default_rng(0)
-    first: dict[int, int] = {}
     for key in keys:
         weight = generator.integers(1, 2**62)
         np.add.at(signature, solution.dims[key], weight)  # wraps around, on purpose: a hash
     signature[~wanted] = 0
-    for position, key in enumerate(keys):
+    holders: dict[int, list[ParameterDim]] = {}
+    for key in keys:
         for mark in np.unique(signature[solution.dims[key]]).tolist():
-            first.setdefault(mark, position)
-    return signature, first
+            if mark:
+                holders.setdefault(mark, []).append(key)
+    return signature, holders
 
 
 def _in_order(values: Ints) -> Ints:
@@ -219,17 +238,18 @@ def _in_order(values: Ints) -> Ints:
 
 def _frozen(solution: Solution, wanted: Bools) -> tuple[Frozen, ...]:
     """Frozen channels counted where they are made (or read, for those that no layer makes), by reason."""
-    seen: set[int] = set()
+    seen = np.zeros(len(wanted), bool)
     counts: dict[tuple[str, str], int] = {}
     for role in (True, False):
         for key, components in solution.dims.items():
             if (key in solution.made) is not role:
                 continue
             layer = key[0].rsplit(".", 1)[0]
-            for component in _in_order(components[~wanted[components]]).tolist():
-                if component in seen:
-                    continue
-                seen.add(component)
+            for component in components[~wanted[components] & ~seen[components]].tolist():
                 reason = solution.reasons.get(component, "no layer makes it")
-                counts[layer, reason] = counts.get((layer, reason), 0) + int((components == component).sum())
+                counts[layer, reason] = counts.get((layer, reason), 0) + 1
+            seen[components] = True
+    for recording in solution.recordings:
+        for layer, channels in recording.computed.items():
+            counts[layer, "the weight is computed before it is used"] = channels
     return tuple(Frozen(layer=layer, channels=n, reason=reason) for (layer, reason), n in counts.items())

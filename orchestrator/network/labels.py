@@ -5,6 +5,7 @@ dimension its stride is 0, so that a picture of 224 x 224 costs as much as one o
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,10 +25,14 @@ def along(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
 
 def core(labels: Tensor, keep: Iterable[int] = ()) -> Tensor:
     """The same labels with every stride-0 dimension (but those in `keep`) narrowed to one element."""
-    for dim in range(labels.ndim):
-        if dim not in keep and labels.stride(dim) == 0 and labels.size(dim) > 1:
-            labels = labels.narrow(dim, 0, 1)
-    return labels
+    strides = labels.stride()
+    if 0 not in strides:
+        return labels
+    sizes = [
+        1 if stride == 0 and dim not in keep else size
+        for dim, (size, stride) in enumerate(zip(labels.shape, strides, strict=True))
+    ]
+    return labels.as_strided(sizes, strides)
 
 
 def varies(labels: Tensor, dim: int) -> bool:
@@ -41,7 +46,7 @@ def varies(labels: Tensor, dim: int) -> bool:
 
 def varying(labels: Tensor) -> list[int]:
     """The dimensions along which labels differ."""
-    return [dim for dim in range(labels.ndim) if varies(labels, dim)]
+    return [dim for dim, stride in enumerate(labels.stride()) if stride and varies(labels, dim)]
 
 
 def settle(labels: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ def refinement(old: Sequence[int], new: Sequence[int]) -> list[int] | None:
             borders.add(product)
     ordered = sorted(borders | {1})
     factors = []
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in pairwise(ordered):
         if high % low:
             return None
         factors.append(high // low)

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from orchestrator.network import labels as lb
-from orchestrator.network.trace import Note, Recording
+from orchestrator.network.recording import Note, Recording
 
 Ints = npt.NDArray[np.int64]
 ParameterDim = tuple[str, int]

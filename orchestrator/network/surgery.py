@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from orchestrator.network.coupling import Coupling
+from orchestrator.network.meta import Example, UnsupportedModel
 from orchestrator.network.plan import Plan
-from orchestrator.network.trace import Example, UnsupportedModel, tensors_in
+from orchestrator.network.recording import tensors_in
 
 
 def cut(model: nn.Module, coupling: Coupling, plan: Plan) -> nn.Module:

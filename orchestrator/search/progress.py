@@ -52,7 +52,7 @@ class Progress:
         self._begun = clock()
         self._before = counts.done
         self._started_at: dict[int, float] = {}
-        self._trial_points: dict[int, int] = {}
+        self._trial_points: dict[int, set[str]] = {}
         self._lock = threading.Lock()
         self._live: Live | None = None
 
@@ -75,7 +75,7 @@ class Progress:
     def found(self, index: int, point: Point) -> None:
         with self._lock:
             self.counts.points[point.key] = point
-            self._trial_points[index] = self._trial_points.get(index, 0) + 1
+            self._trial_points.setdefault(index, set()).add(point.key)
 
     def ended(
         self,
@@ -131,7 +131,7 @@ class Progress:
             return f"{place} failed: {failure}"
         took = self._clock() - self._started_at.get(index, self._begun)
         return (
-            f"{place}: {self._trial_points.get(index, 0)} points, {computed} new stages, {took:.1f} s; "
+            f"{place}: {len(self._trial_points.get(index, ()))} points, {computed} new stages, {took:.1f} s; "
             f"hypervolume {counts.hypervolume():.4f}"
         )
 
@@ -143,9 +143,10 @@ def say(console: Console, text: str) -> None:
 
 def frontier_table(points: Sequence[Point]) -> Table:
     """The frontier, from the cheapest model to the most accurate one."""
-    table = Table(title="frontier: accuracy on the validation split; flops are multiply-accumulates at batch 1")
+    title = "frontier: validation accuracy; flops are multiply-accumulates at batch 1"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("flops", "flops_kept", "params", "accuracy", "after cut", "weight", "ratio", "iteration"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for point in frontier(points):
         weight, ratio = point.regularization_weight, point.pruning_ratio
         table.add_row(
@@ -154,8 +155,8 @@ def frontier_table(points: Sequence[Point]) -> Table:
             format_flops(point.params),
             accuracy(point.accuracy),
             accuracy(point.accuracy_after_cut),
-            "-" if weight is None else f"{weight:g}",
-            "-" if ratio is None else f"{ratio:g}",
+            "-" if weight is None else f"{weight:.3g}",
+            "-" if ratio is None else f"{ratio:.3g}",
             str(point.iteration),
         )
     return table

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.record import Failure, Outcome, TrialSpec, canonical_json, whereabouts
+from orchestrator.record import Failure, FailureReason, Outcome, TrialSpec, canonical_json, whereabouts
 from orchestrator.search.proposals import Proposals
 from orchestrator.store import StageStore
 
@@ -51,16 +51,15 @@ class Proposer(Searcher):
         index, _ = self._specs.pop(trial_id)
         self._proposals.complete(index, [self._store.point(key) for key in result["keys"]], result["failure"])
 
-    def give_up(self, trial_id: str, message: str, traceback: str) -> str:
-        """Record that a trial's worker could not go on, and tell it as failed; returns the reason in one line."""
+    def give_up(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> str:
+        """Record that a trial's worker could not go on, and tell it as failed; returns why in one line."""
         index, spec = self._specs.pop(trial_id)
-        reason = f"error: {message}"
         # At which stage it was is not known here; the settings stand for it.
         key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
-        failure = Failure(key=key, spec=spec, reason="error", message=message, traceback=traceback, **whereabouts())
+        failure = Failure(key=key, spec=spec, reason=reason, message=message, traceback=traceback, **whereabouts())
         self._store.record_failure(failure)
-        self._proposals.complete(index, [], reason)
-        return reason
+        self._proposals.complete(index, [], f"{reason}: {message}")
+        return f"{reason}: {message}"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal and the stage store hold all there is to keep."""

@@ -34,7 +34,9 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end an interrupted search with exit code 0
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints whatever its verbosity
 }
+ABSENT = object()
 CHECKS = 64  # combinations of choices that are checked before Ray starts
 
 RunTrial = Callable[..., Outcome]
@@ -119,7 +121,7 @@ def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: 
     _set_environment(this.address)
     from orchestrator.search import session
 
-    job = session.Job(root=this.store.root.absolute(), run_trial=this.run_trial, resources=this.space.resources)
+    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources)
     with session.connected(this.address, this.space.resources):
         install_handlers()
         with Progress(this.console, this.space.name, counts) as progress:
@@ -182,9 +184,9 @@ def _bind(store: StageStore, space: SearchSpace) -> None:
 def _differences(was: Any, is_now: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
     if isinstance(was, dict) and isinstance(is_now, dict) and was.get("kind") == is_now.get("kind"):
         for name in sorted(was.keys() | is_now.keys()):
-            yield from _differences(was.get(name), is_now.get(name), f"{field}.{name}" if field else name)
-    elif canonical_json(was) != canonical_json(is_now):
-        yield field, canonical_json(was), canonical_json(is_now)
+            yield from _differences(was.get(name, ABSENT), is_now.get(name, ABSENT), f"{field}.{name}".lstrip("."))
+    elif was is ABSENT or is_now is ABSENT or canonical_json(was) != canonical_json(is_now):
+        yield field, *("absent" if value is ABSENT else canonical_json(value) for value in (was, is_now))
 
 
 def _set_environment(address: str | None) -> None:
@@ -210,7 +212,8 @@ def _announce(this: _Launch, proposals: Proposals) -> None:
 
 def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
     points = list(this.store.points())
-    this.console.print(frontier_table(points))
+    if points:
+        this.console.print(frontier_table(points))
     failures = proposals.failures
     say(
         this.console,

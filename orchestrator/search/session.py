@@ -3,6 +3,7 @@
 Each launch is a new session: what is to be kept lies in the stage store and in the journal, not in Tune's folder.
 """
 
+import importlib
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.proposer import ENDED, INDEX, SPEC, Proposer, last_row
@@ -34,9 +35,14 @@ class Job:
     """What the workers need to know."""
 
     root: Path
-    run_trial: RunTrial
+    function: str  # "module:name" of the trial function
     resources: Resources
     folder: Path = field(default_factory=Path.cwd)
+    path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+
+    @classmethod
+    def of(cls, run_trial: RunTrial, root: Path, resources: Resources) -> "Job":
+        return cls(root=root, function=f"{run_trial.__module__}:{run_trial.__qualname__}", resources=resources)
 
     @property
     def device(self) -> str:
@@ -63,12 +69,27 @@ def connected(address: str | None, resources: Resources) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "on this machine" if address is None else f"at --address {address}"
         raise InvalidInput(f"no Ray {where}: {str(error).strip().splitlines()[0]}") from error
+    with _hushed():
+        try:
+            if address is None:
+                _check_capacity(resources)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray without its prints about lost workers and unfinished trials: the search says it in its own words."""
+    logger, switch = logging.getLogger("ray"), "_worker_logs_enabled"  # no public switch covers these prints
+    level, was_on = logger.level, getattr(ray._private.worker, switch, True)
+    logger.setLevel(logging.CRITICAL)
+    setattr(ray._private.worker, switch, False)
     try:
-        if address is None:
-            _check_capacity(resources)
         yield
     finally:
-        ray.shutdown()
+        setattr(ray._private.worker, switch, was_on)
+        logger.setLevel(level)
 
 
 def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
@@ -101,17 +122,26 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
 
 def work(config: dict[str, Any], job: Job) -> None:
     """What a worker does with one proposal: run it, report each point as it comes, and last how it ended."""
-    if job.folder.is_dir():  # Tune has moved to a folder of its own: relative paths are the driver's
-        os.chdir(job.folder)
-    torch = sys.modules.get("torch")  # loaded with the trial function, unless that one needs no torch
-    if torch is not None:
-        torch.set_num_threads(job.threads)
+    run_trial = _find(job)
 
     def report(point: Point) -> None:
         tune.report({"key": point.key, "accuracy": point.accuracy, "flops_kept": point.flops_kept})
 
     spec = TrialSpec.model_validate_json(config[SPEC])
-    tune.report(last_row(job.run_trial(spec, StageStore(job.root), report, device=job.device)))
+    tune.report(last_row(run_trial(spec, StageStore(job.root), report, device=job.device)))
+
+
+def _find(job: Job) -> RunTrial:
+    """The trial function, in a process that imports and opens files as the driver does."""
+    if job.folder.is_dir():  # Tune has moved to a folder of its own
+        os.chdir(job.folder)
+    sys.path.extend(folder for folder in job.path if folder not in sys.path)
+    module, _, name = job.function.partition(":")
+    function: RunTrial = getattr(importlib.import_module(module), name)
+    torch = sys.modules.get("torch")  # loaded with the trial function, unless that one needs no torch
+    if torch is not None:
+        torch.set_num_threads(job.threads)
+    return function
 
 
 class Watcher(tune.Callback):
@@ -138,10 +168,9 @@ class Watcher(tune.Callback):
             self._progress.found(trial.config[INDEX], self._store.point(result["key"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        traceback = str(trial.get_error() or "")
-        *_, cause = traceback.strip().splitlines() or ["no reason is known"]
-        reason = self._proposer.give_up(trial.trial_id, f"{cause} ({RETRIES + 1} attempts)", traceback)
-        self._ended(trial, reason)
+        traceback = Path(trial.error_file).read_text() if trial.error_file else ""
+        failed = self._proposer.give_up(trial.trial_id, *_cause(traceback), traceback)
+        self._ended(trial, failed)
 
     def _ended(self, trial: Any, failure: str | None, computed: Sequence[str] = (), reused: Sequence[str] = ()) -> None:
         self._progress.ended(
@@ -151,6 +180,16 @@ class Watcher(tune.Callback):
             reused=len(reused),
             target=self._proposals.target,
         )
+
+
+def _cause(traceback: str) -> tuple[FailureReason, str]:
+    """Why a trial's workers gave up, in one line, from what Ray tells at length."""
+    if "OutOfMemory" in traceback or "low on memory" in traceback:
+        return "out_of_memory", f"Ray ended its worker for want of memory, {RETRIES + 1} times"
+    if "worker process has died" in traceback:
+        return "error", f"its worker process was killed or crashed, {RETRIES + 1} times"
+    *_, line = traceback.strip().splitlines() or ["its worker was lost"]
+    return "error", line
 
 
 def _check_capacity(resources: Resources) -> None:

@@ -133,7 +133,7 @@ def _from_cifar(name: str, root: Path, original: Any, seed: int, *, folder: str 
 
 def _check_present(name: str, root: Path, needed: Sequence[Path]) -> None:
     for file in needed:
-        if not file.is_file():
+        if not os.path.isfile(file):  # Path.is_file raises in a folder that must not be read
             command = f"python -m orchestrator.training.datasets {name} --root {root}"
             remedy = f"get it by: {command}" if name in DOWNLOADS else "this set has no download"
             raise InvalidInput(f"data set {name}: {file}: no such file; {remedy}")

@@ -98,7 +98,7 @@ def load(name: str, *, seed: int) -> DataSet:
 def _scan(folder: Path) -> tuple[list[str], list[Sample]]:
     try:
         found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
+    except OSError as error:
         problem = str(error).partition("\n")[0] if folder.is_dir() else "no such folder"
         raise InvalidInput(f"{folder}: {problem}; it must hold a folder of pictures for each class") from error
     return found.classes, sorted(found.samples)

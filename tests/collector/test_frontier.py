@@ -3,7 +3,7 @@
 from itertools import pairwise
 from random import Random
 
-import moocore
+import moocore  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from hypothesis import given

@@ -16,6 +16,7 @@ def flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
     def count(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal counted
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
         positions = out[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
         counted += layer.weight.numel() * positions
 
@@ -34,7 +35,7 @@ def cifarnet_flops(channels: int, sides: tuple[int, int, int, int]) -> int:
 
 
 def resnet_flops(blocks: int) -> int:
-    """First 3 x 3 convolution; 2 x blocks convolutions a stage, of which the first sees half the channels; classifier."""
+    """A first convolution; 2 x blocks a stage, of which the first sees half the channels; a classifier."""
     first = 9 * 3 * 16 * 32**2
     stage1 = 2 * blocks * 9 * 16 * 16 * 32**2
     stage2 = (2 * blocks - 1) * 9 * 32 * 32 * 16**2 + 9 * 16 * 32 * 16**2

@@ -1,8 +1,8 @@
 """A trial that trains nothing: its points follow from its settings by formula. Workers import it by name.
 
-What can go wrong is asked for in method_options: `seconds` a stage takes; a trial with the pruning_ratio `diverges`
-fails at its second cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always,
-and one with `kills_once` only the first time.
+Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
+`seconds` a stage takes; a trial with the pruning_ratio `diverges` fails at its second cut, one with `raises` raises
+where no trial should, one with `kills` kills its worker, always, and one with `kills_once` only the first time.
 """
 
 import math
@@ -58,6 +58,9 @@ def run(
             ),
         )
         (computed if new else reused).append(key)
+        if new:
+            with (store.root / "computed.txt").open("a") as log:
+                log.write(f"{key}\n")
         if kind != "sparse":
             points.append(store.point(key))
             report(points[-1])

@@ -1,0 +1,94 @@
+"""What a pruning method is: three answers, behind one contract."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from orchestrator.network import Coupling, Plan, greedy
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+class Options(BaseModel):
+    """Base of a method's switches: what its paper leaves open, each with a documented default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    residual_streams: bool = False  # whether channels of a residual stream may be penalised and pruned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The network that a method acts on, and all that it may look at.
+
+    calibration: a function that yields the same batches (pictures [N, C, H, W], labels [N]) of training data at every
+    call, not augmented, on the model's device. A method leaves the model as it found it, `repair_` and training apart.
+    """
+
+    model: nn.Module
+    coupling: Coupling
+    options: Any
+    calibration: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    seed: int
+
+    def prunable(self) -> frozenset[str]:
+        """Names of the groups that the options allow to lose channels."""
+        streams = self.options.residual_streams
+        return frozenset(g.name for g in self.coupling.groups if g.size > 1 and (streams or not g.summed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a plan has to meet: flops at most, and the largest share of a group's channels that may leave."""
+
+    flops: int
+    group_cap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """What is added while a network trains: a term of the loss, a change of the gradients after backward, or both."""
+
+    extra_loss: Callable[[], Tensor] | None = None
+    after_backward: Callable[[], None] | None = None
+
+
+Choose = Callable[[Subject, Budget], Plan]
+Score = Callable[[Subject], Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One published method.
+
+    choose: which channels stay under a budget; raises BudgetUnreachable.
+    penalty: given a subject and a regularization_weight > 0, a context in which its Penalty acts; hooks on the model
+    are gone when it closes. None: the method trains without one, and regularization_weight means nothing to it.
+    repair_: makes up for what the cut lost, on the cut model in place, given the subject before the cut and the plan.
+    version: goes up with every change of the method's results, so that no stage of an older one is taken for its own.
+    """
+
+    name: str
+    source: str
+    version: int
+    choose: Choose
+    options: type[Options] = Options
+    penalty: Callable[[Subject, float], AbstractContextManager[Penalty]] | None = None
+    repair_: Callable[[nn.Module, Subject, Plan], None] | None = None
+
+
+def by_score(score: Score) -> Choose:
+    """Global greedy pruning by a score a channel: [channels], higher stays longer."""
+
+    def choose(subject: Subject, budget: Budget) -> Plan:
+        return greedy(
+            subject.coupling, score(subject), budget.flops, group_cap=budget.group_cap, groups=subject.prunable()
+        )
+
+    return choose

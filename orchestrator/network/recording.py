@@ -1,0 +1,124 @@
+"""What one symbolic pass has shown: plain data between the rules that find it out and the solver that numbers it."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+Role = Literal["made", "read"]
+SiteKey = tuple[str, str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """A tensor that is a parameter, perhaps permuted or repeated: dimension d is `dims[d]` of `name`, or new if -1."""
+
+    name: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One convolution or linear call. flops at batch 1 = positions x (kept size of dim 0) x (kept size of dim 1)."""
+
+    module: str
+    weight: str
+    positions: int  # output positions x kernel elements, per picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Labels that something was found out about, and the reader's words for it."""
+
+    labels: Tensor
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """An operator that ran: what it is, who called it, which labels its results carry, and the numbers it used."""
+
+    operator: str
+    module: str
+    results: tuple[Tensor, ...]
+    numbers: tuple[Hashable, ...] = ()  # of an element-wise operator: they must not change with a width
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels of the results, in no order, some more than once."""
+        return torch.cat([no_labels(), *(result.flatten() for result in self.results)])
+
+    @property
+    def place(self) -> str:
+        return f"{self.operator}, called from {self.module or 'the model itself'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """An operator that takes a channel axis apart. Its alternatives are hypotheses about what the code fixes."""
+
+    key: SiteKey  # (module, operator, how many times before in this module): the same in every pass
+    code: SiteKey  # the same with the module's class: the same for every module of this code
+    step: int
+    alternatives: int
+    labels: Tensor
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """What one pass has shown. Labels run from 1 to `count`."""
+
+    batch: int
+    count: int = 0
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    pair_steps: list[int] = field(default_factory=list)
+    frozen: list[Note] = field(default_factory=list)
+    inexact: list[Note] = field(default_factory=list)
+    summed: list[Tensor] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    sites: dict[SiteKey, Site] = field(default_factory=dict)
+    axes: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    elements: dict[str, Tensor] = field(default_factory=dict)
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)  # module whose weight is computed -> channels it makes
+    order: list[str] = field(default_factory=list)  # parameters in the order of their first use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operator as it ran: what a rule gets to see."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def name(self) -> str:
+        return short_name(self.func)
+
+    @property
+    def operands(self) -> list[Tensor]:
+        return tensors_in((self.args, self.kwargs))
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
+
+
+def short_name(func: Any) -> str:
+    """aten.split.Tensor -> aten.split"""
+    return str(func.overloadpacket)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def no_labels() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)

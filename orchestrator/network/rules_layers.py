@@ -1,0 +1,210 @@
+"""Rules for operators with weights: convolutions, matrix products, embeddings, norms."""
+
+import torch
+from torch import Tensor
+
+from orchestrator.network import labels as lb
+from orchestrator.network.recording import Axes, Op, tensors_in
+from orchestrator.network.rules_elements import aligned_to, first_known
+from orchestrator.network.trace import Trace, unknown
+
+aten = torch.ops.aten
+
+
+def convolution(trace: Trace, op: Op) -> None:
+    x, weight, bias = op.args[:3]
+    transposed, groups = op.args[6], op.args[8]
+    axes, labels = trace.value(weight), trace.labels(x)
+    if not isinstance(axes, Axes):
+        _freeze_call(trace, op, "the weight is computed before it is used")
+        trace.recording.computed[trace.where] = op.out.shape[1]
+        return
+    kernel = weight[0, 0].numel()
+    trace.call(axes, kernel * (x if transposed else op.out)[:, 0].numel())
+    channels = lb.vector(labels, 1)
+    if channels is None:
+        _mixing_convolution(trace, op, labels)
+        return
+    flow = _transposed_flow if transposed else _flow
+    made = flow(trace, axes, channels, groups)
+    if bias is not None:
+        trace.unify(trace.labels(bias), made)
+    trace.set(op.out, lb.along(made, 1, op.out.shape))
+
+
+def _read(trace: Trace, weight_in: Tensor, channels: Tensor) -> None:
+    trace.unify(weight_in, channels)
+    trace.freeze(weight_in[(channels == 0).expand_as(weight_in)], "reads a constant")
+
+
+def _flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
+    """[out] labels made by a convolution that reads `channels` [in]."""
+    made = trace.axis(axes, 0, "made")
+    blocks = channels.reshape(groups, -1)
+    if groups == 1:
+        _read(trace, trace.axis(axes, 1, "read"), channels)
+    elif blocks.shape[1] == 1:  # depthwise: a channel leaves with its own filters
+        trace.unify(made.reshape(groups, -1), blocks)
+        trace.freeze(made[(blocks == 0).expand(groups, made.numel() // groups).flatten()], "reads a constant")
+    else:  # equal positions of all conv_groups leave together, so that these keep one width
+        read = trace.axis(axes, 1, "read")
+        for block in blocks:
+            _read(trace, read, block)
+        trace.unify(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
+    return made
+
+
+def _transposed_flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
+    depthwise = groups > 1 and channels.numel() == groups
+    read = trace.axis(axes, 0, "made" if depthwise else "read")  # depthwise: one dimension both makes and reads
+    _read(trace, read, channels)
+    if depthwise:
+        return read.repeat_interleave(trace.parameters[axes.name].shape[axes.dims[1]])
+    made = trace.axis(axes, 1, "made")
+    if groups > 1:
+        blocks = read.reshape(groups, -1)
+        trace.unify(blocks, blocks[:1])
+    return made.repeat(groups)
+
+
+def _mixing_convolution(trace: Trace, op: Op, labels: Tensor) -> None:
+    """A kernel that runs along channels, as in ECA: prunable, but neighbours change when a channel leaves."""
+    single = op.args[0].shape[1] == 1 and op.out.shape == op.args[0].shape
+    if not single:
+        _freeze_call(trace, op, f"{op.name} mixes channels of different places")
+        return
+    trace.inexact(labels, "a convolution along channels")
+    trace.set(op.out, labels)
+
+
+def _freeze_call(trace: Trace, op: Op, reason: str) -> None:
+    for tensor in tensors_in(op.args):
+        value = trace.value(tensor)
+        if isinstance(value, Axes):
+            for dim in range(len(value.dims)):
+                trace.freeze(trace.axis(value, dim, "read"), reason)
+        else:
+            trace.freeze(value, reason)
+    for out in tensors_in(op.out):
+        label = trace.fresh(1)
+        trace.freeze(label, reason)
+        trace.set(out, label.reshape((1,) * out.ndim).expand(out.shape))
+
+
+def matrix_product(trace: Trace, op: Op) -> None:
+    """mm, addmm, bmm, baddbmm: a linear layer if one side is a weight, attention and the like if none is."""
+    left, right = (trace.value(t) for t in op.args[-2:])
+    if isinstance(left, Tensor) and isinstance(right, Axes):
+        _linear(trace, op, left, right)
+    elif isinstance(left, Axes) and isinstance(right, Tensor):
+        mirrored = Axes(name=left.name, dims=(*left.dims[:-2], *left.dims[:-3:-1]))
+        _linear(trace, op, right.transpose(-1, -2), mirrored, flipped=True)
+    elif isinstance(left, Tensor) and isinstance(right, Tensor):
+        _product(trace, op, left, right)
+    else:
+        _freeze_call(trace, op, "a product of two parameters")
+
+
+def _linear(trace: Trace, op: Op, x: Tensor, axes: Axes, *, flipped: bool = False) -> None:
+    """x [..., in] times weight [..., in, out]."""
+    if -1 in axes.dims[-2:] or set(axes.dims[:-2]) - {-1}:
+        _freeze_call(trace, op, "a weight of another kind than [out, in]")
+        return
+    trace.call(axes, x[..., 0].numel())
+    last = x.ndim - 1
+    read, made = trace.axis(axes, last - 1, "read"), trace.axis(axes, last, "made")
+    shape = (*x.shape[:-1], made.numel())
+    channels = lb.vector(x, last)
+    if channels is not None:
+        _read(trace, read, channels)
+        result = lb.along(made, last, shape)
+    else:  # the layer mixes places (tokens), not channels: its own sizes are those of the picture
+        reason = "a linear layer over places, not channels"
+        if lb.varies(x, last):
+            trace.freeze(x, reason)
+        trace.freeze(read, reason)
+        trace.freeze(made, reason)
+        result = x[..., :1].expand(shape)
+    result = result.transpose(-1, -2) if flipped else result
+    if len(op.args) == 3:
+        trace.unify(aligned_to(trace.labels(op.args[0]), result.ndim), result)
+    trace.set(op.out, result)
+
+
+def _product(trace: Trace, op: Op, a: Tensor, b: Tensor) -> None:
+    """a [..., i, k] times b [..., k, j]: the shared dimension is the same channels on both sides."""
+    rows, columns = lb.varies(a, a.ndim - 2), lb.varies(b, b.ndim - 1)
+    shared_a, shared_b = lb.varies(a, a.ndim - 1), lb.varies(b, b.ndim - 2)
+    if (rows and shared_a) or (columns and shared_b) or (rows and columns):
+        _freeze_call(trace, op, f"{op.name} mixes two channel dimensions")
+        return
+    if shared_a and shared_b:
+        trace.unify(a[..., :1, :].transpose(-1, -2), b[..., :, :1])
+        if trace.is_alive(op.args[-2]) and trace.is_alive(op.args[-1]):
+            trace.inexact(a[..., :1, :], f"{op.name} over channels")
+    elif shared_a or shared_b:
+        trace.freeze(a if shared_a else b, f"{op.name} multiplies channels with constants")
+    shape = op.out.shape
+    result = lb.blank(shape)
+    if rows:
+        result = a[..., :1].expand(shape)
+    elif columns:
+        result = b[..., :1, :].expand(shape)
+    elif not (shared_a or shared_b):  # heads and the like: labels that follow neither matrix dimension
+        trace.unify(a[..., :1, :1], b[..., :1, :1])
+        result = first_known(a[..., :1, :1], b[..., :1, :1], shape)
+    if len(op.args) == 3:
+        trace.unify(aligned_to(trace.labels(op.args[0]), len(shape)), result)
+    trace.set(op.out, result)
+
+
+def embedding(trace: Trace, op: Op) -> None:
+    axes = trace.value(op.args[0])
+    if not isinstance(axes, Axes):
+        unknown(trace, op)
+        return
+    trace.set(op.out, lb.along(trace.axis(axes, 1, "made"), op.out.ndim - 1, op.out.shape))
+
+
+# -- norms -----------------------------------------------------------------------------------------------------------
+
+
+def batch_norm(trace: Trace, op: Op) -> None:
+    x = op.args[0]
+    labels = trace.labels(x)
+    channels = lb.vector(labels, 1)
+    if channels is None:
+        unknown(trace, op)
+        return
+    for parameter in op.args[1:5]:
+        if isinstance(parameter, Tensor):
+            trace.unify(trace.labels(parameter), channels)
+    trace.set(tensors_in(op.out)[0], labels)
+
+
+def layer_norm(trace: Trace, op: Op) -> None:
+    x, shape = op.args[0], op.args[1]
+    labels = trace.labels(x)
+    if any(lb.varies(labels, x.ndim - 1 - i) for i in range(len(shape))):
+        trace.inexact(labels, "a layer norm across channels")
+    for parameter in op.args[2:4]:
+        if isinstance(parameter, Tensor):
+            trace.unify(aligned_to(trace.labels(parameter), x.ndim), labels)
+    trace.set(tensors_in(op.out)[0], labels)
+
+
+def group_norm(trace: Trace, op: Op) -> None:
+    x, weight, bias, groups = op.args[0], op.args[1], op.args[2], op.args[6]
+    labels = trace.labels(x)
+    channels = lb.vector(labels, 1)
+    if channels is None:
+        unknown(trace, op)
+        return
+    blocks = channels.reshape(groups, -1)
+    if blocks.shape[1] > 1:
+        trace.unify(blocks, blocks[:1])
+        trace.inexact(labels, "a group norm across channels")
+    for parameter in (weight, bias):
+        if isinstance(parameter, Tensor):
+            trace.unify(trace.labels(parameter), channels)
+    trace.set(tensors_in(op.out)[0], labels)

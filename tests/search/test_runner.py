@@ -1,0 +1,288 @@
+"""Whole searches through Ray Tune, with trials that take no time; one Ray for all that need not kill it."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import fake_trial
+import psutil
+import pytest
+from rich.console import Console
+
+from orchestrator.collector import frontier
+from orchestrator.record import InvalidInput, Point
+from orchestrator.search import Summary, launch, runner
+from orchestrator.search.space import Resources
+from orchestrator.store import Occupied, StageStore
+
+Write = Callable[..., Path]
+DRIVER = Path(__file__).with_name("driver.py")
+OPTIONS = "[trial]\nmethod_options = { %s }"
+
+
+@pytest.fixture(scope="module")
+def ray_on_loopback() -> Iterator[None]:
+    runner._set_environment(None)
+    from orchestrator.search import session
+
+    with session.connected(None, Resources()):
+        yield
+
+
+class Search:
+    """Launches with fake trials into one folder, and what was printed."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage = storage
+        self.printed = ""
+
+    def __call__(self, space: Path, **changes: Any) -> Summary:
+        console = Console(file=io.StringIO(), width=100)
+        given = {"storage": self.storage, "run_trial": fake_trial.run, "check_trial": fake_trial.check, **changes}
+        try:
+            return launch(space, console=console, **given)
+        finally:
+            assert isinstance(console.file, io.StringIO)
+            self.printed = console.file.getvalue()
+
+    def store(self, name: str = "small") -> StageStore:
+        return StageStore(self.storage / name)
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return Search(tmp_path / "results")
+
+
+def front(store: StageStore) -> list[tuple[str, float, int]]:
+    return [(point.key, point.accuracy, point.flops) for point in frontier(list(store.points()))]
+
+
+def listening(process: psutil.Process) -> list[str]:
+    """The addresses that a process and its descendants listen on."""
+    family = [process, *process.children(recursive=True)]
+    return [
+        connection.laddr.ip
+        for member in family
+        for connection in member.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+
+def is_loopback(text: str) -> bool:
+    address = ip_address(text)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_ray_listens_on_loopback_alone() -> None:
+    found = listening(psutil.Process())
+    assert found
+    assert [address for address in found if not is_loopback(address)] == []
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_a_search_runs_resumes_and_extends(search: Search, space_file: Write) -> None:
+    space = space_file("small")
+    first = search(space, trials=5)
+    assert (first.trials, first.target, first.failures, first.exhausted) == (5, 5, {}, False)
+    assert first.computed == len(search.store().keys())
+    assert "small" in search.printed.splitlines()[0]
+    assert "[5/5]" in search.printed
+    assert f"5 trials done, 0 failed; {len(list(search.store().points()))} points" in search.printed
+    assert "orchestrator best" in search.printed
+    assert not (search.store().root / "tune").exists()
+
+    again = search(space, trials=5)
+    assert (again.trials, again.computed) == (5, 0)
+    assert "nothing to do" in search.printed
+    assert "5 of 5 trials are done; --trials 9 goes on" in search.printed
+    assert search(space, trials=2).trials == 5
+
+    more = search(space, trials=8)
+    assert more.trials == 8
+    assert "8 trials, 5 of them done" in search.printed
+    computed = (search.store().root / "computed.txt").read_text().split()
+    assert len(computed) == len(set(computed)) == len(search.store().keys())
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_failures_are_recorded_and_the_search_goes_on(search: Search, space_file: Write) -> None:
+    """Each ratio has its own fate: one diverges, one kills its worker for good, one once, one raises."""
+    options = OPTIONS % "diverges = 0.35, kills = 0.5, kills_once = 0.45, raises = 0.3"
+    space = space_file(
+        "small",
+        **{
+            "[trial]": f"{options}\nregularization_weight = 0.01\niterations = 3",
+            "regularization_weight = { low = 1e-3, high = 1e-1, log = true, grid = 5 }": "",
+            "iterations = { low = 2, high = 4 }": "",
+            "{ low = 0.2, high = 0.5, step = 0.05 }": "{ choices = [0.3, 0.35, 0.45, 0.5] }",
+        },
+    )
+    summary = search(space, trials=100)
+    assert summary.exhausted
+    assert "the space holds no other trial" in search.printed
+    reasons = set(summary.failures.values())
+    assert reasons == {
+        "diverged: the loss is NaN",
+        "error: its worker process was killed or crashed, 3 times",
+        "error: RuntimeError: a worker that cannot go on",
+    }
+    assert all(f"trial {index} failed: {reason}" in search.printed for index, reason in summary.failures.items())
+    recorded = search.store().failures()
+    assert {failure.spec.pruning_ratio for failure in recorded} == {0.3, 0.35, 0.5}
+    assert any("RuntimeError: a worker that cannot go on" in failure.traceback for failure in recorded)
+    assert {point.flops_kept for point in search.store().points() if point.iteration == 3} == {0.55**3}
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def stop(search: Search, space: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a driver, send it a signal when it has published some stages; its exit code and what it printed."""
+    before = len(search.store().keys())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [DRIVER.parents[2], *sys.path]))}
+    command = [sys.executable, str(DRIVER), str(space), str(search.storage)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    wait_for(lambda: len(search.store().keys()) >= before + 5, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    addresses = listening(psutil.Process(process.pid))
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    wait_for(lambda: not any(_lives(member) for member in family))
+    assert [address for address in addresses if not is_loopback(address)] == []
+    return process.returncode, printed
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_a_stopped_search_ends_as_if_left_alone(search: Search, space_file: Write, tmp_path: Path) -> None:
+    space = space_file("small", **{"[trial]": OPTIONS % "seconds = 0.1"})
+    code, printed = stop(search, space, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the same command goes on from here" in printed
+    assert "Traceback" not in printed
+    code, _ = stop(search, space, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert search(space).trials == 12
+
+    undisturbed = Search(tmp_path / "undisturbed")
+    undisturbed(space_file("small"))
+    assert front(search.store()) == front(undisturbed.store())
+    assert search.store().keys() == undisturbed.store().keys()
+    assert search.store().duplicates() == 0
+
+
+def test_another_driver_is_kept_out(search: Search, space_file: Write) -> None:
+    message = f"process {os.getpid()} on .* is its driver"
+    with search.store().exclusive("driver"), pytest.raises(Occupied, match=message):
+        search(space_file("small"))
+
+
+def test_a_study_of_another_space_is_left_alone(search: Search, space_file: Write) -> None:
+    store = search.store()
+    runner._bind(store, runner.SearchSpace.read(space_file("small")))
+    other = space_file("small", **{'dataset = "digits"': 'dataset = "mnist"'})
+    message = r'small: is the study of another space: trial\.dataset is "digits" there, "mnist" in small\.toml; rename'
+    with pytest.raises(InvalidInput, match=message):
+        search(other)
+    with pytest.raises(InvalidInput, match=r"search\.group_cap is absent there, \{.* in small\.toml"):
+        search(space_file("small", **{"pruning_ratio = {": "group_cap = {", "[trial]": "[trial]\npruning_ratio = 0.3"}))
+
+
+def test_a_damaged_study_file_is_named(search: Search, space_file: Write) -> None:
+    search.store().write_json("study.json", [])
+    with pytest.raises(InvalidInput, match=r"study\.json: damaged \(no definition\)"):
+        search(space_file("small"))
+
+
+def test_what_the_trial_refuses_is_refused_before_anything_is_written(search: Search, space_file: Write) -> None:
+    text = {'model = "fake"': "", "[search]": '[search]\nmodel = { choices = ["fake", "unknown"] }'}
+    with pytest.raises(InvalidInput, match=r"unknown is no model; allowed: fake"):
+        search(space_file("small", **text))
+    assert not search.storage.exists()
+
+
+def test_the_real_trial_is_the_default(search: Search, space_file: Write) -> None:
+    with pytest.raises(InvalidInput, match="fake"):
+        search(space_file("small"), run_trial=None, check_trial=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trials": 0}, r"budget\.trials is 0; it must be at least 1"),
+        ({"cpus_per_trial": 0.0}, r"resources\.cpus_per_trial is 0\.0; it must be above 0"),
+        ({"gpus_per_trial": 2.5}, r"resources\.gpus_per_trial is 2\.5; above 1 it must be a whole number"),
+        ({"address": "ray://head:10001"}, r"--address is ray://head:10001; it must be host:port or auto"),
+    ],
+)
+def test_the_command_line_is_checked(search: Search, space_file: Write, given: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        search(space_file("small"), **given)
+    assert not search.storage.exists()
+
+
+def test_a_storage_that_cannot_be_written_is_named(search: Search, space_file: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match=r"file/small: cannot be written"):
+        search(space_file("small"), storage=tmp_path / "file")
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_resources_that_the_machine_lacks_are_refused() -> None:
+    from orchestrator.search import session
+
+    with pytest.raises(InvalidInput, match=r"resources\.gpus_per_trial is 64; this machine has \d+ GPUs"):
+        session._check_capacity(Resources(gpus_per_trial=64))
+
+
+def test_ray_imported_too_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    monkeypatch.delenv(runner.LOOPBACK)
+    with pytest.raises(InvalidInput, match=f"ray was imported before the search; set {runner.LOOPBACK}=0"):
+        runner._set_environment(None)
+
+
+def test_an_unreachable_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.search import session
+
+    def refuse(**given: Any) -> None:
+        raise ConnectionError(f"cannot connect to {given['address']}\nand much more")
+
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", refuse)
+    message = r"^no Ray at --address 10\.0\.0\.1:6379: cannot connect to 10\.0\.0\.1:6379$"
+    with pytest.raises(InvalidInput, match=message), session.connected("10.0.0.1:6379", Resources()):
+        pass
+
+
+def test_the_next_command_has_a_budget_that_a_point_meets(space_file: Write, tmp_path: Path) -> None:
+    space = runner.SearchSpace.read(space_file("small"))
+    spec = space.spec({"regularization_weight": 0.01, "pruning_ratio": 0.3, "iterations": 3})
+    points: list[Point] = fake_trial.points_of(spec)
+    lines = runner._next_commands(StageStore(Path("results") / "small"), points)
+    assert lines == [
+        "next: orchestrator front small",
+        "      orchestrator best small --max-flops 490k --output small_best",
+    ]
+    assert runner._next_commands(StageStore(tmp_path / "small"), []) == []
+    assert str(tmp_path) in runner._next_commands(StageStore(tmp_path / "small"), points[:1])[0]
