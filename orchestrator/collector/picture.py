@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from orchestrator.collector.query import Study
@@ -20,6 +21,8 @@ from orchestrator.record import InvalidInput
 FORMATS = (".svg", ".png")
 FLOPS_LABEL = "flops, M (multiply-accumulates of convolutions and linear layers, batch 1)"
 BLUE, RED, GREY = "#1f5fbf", "#d1571d", "#b3bac5"
+WIDE = 10  # from this ratio of flops on, dense to lowest, the axis is logarithmic
+PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 # A study that did not change gives the same bytes: no date, and names that come from the drawing alone.
 STYLE: Any = {"svg.hashsalt": "orchestrator", "font.size": 10.0, "axes.edgecolor": "#8a929e"}
 
@@ -80,14 +83,26 @@ def _figure(picture: Picture) -> Figure:
     axes.set_xlabel(FLOPS_LABEL)
     axes.set_ylabel("accuracy on the validation split")
     _draw_points(axes, picture)
-    axes.set_xlim(0, picture.dense_flops * 1.06)
+    _scale(axes, picture)
     axes.set_ylim(picture.floor, None)
     kept = axes.secondary_xaxis("top", functions=(_times(1 / picture.dense_flops), _times(picture.dense_flops)))
     kept.set_xlabel("flops_kept")
+    kept.xaxis.set_major_formatter(PLAIN)
     axes.grid(alpha=0.25)
     axes.spines["right"].set_visible(False)
     axes.legend(loc="lower right", frameon=False)
     return figure
+
+
+def _scale(axes: Axes, picture: Picture) -> None:
+    """A frontier that reaches far below the dense model is drawn over the logarithm of its flops."""
+    lowest = min([*picture.front[:, 0], *picture.others[:, 0]])
+    if lowest > picture.dense_flops / WIDE:
+        axes.set_xlim(0, picture.dense_flops * 1.06)
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(lowest / 1.25, picture.dense_flops * 1.25)
+    axes.xaxis.set_major_formatter(PLAIN)
 
 
 def _draw_points(axes: Axes, picture: Picture) -> None:

@@ -186,7 +186,11 @@ def _differences(was: Any, is_now: Any, field: str = "") -> Iterator[tuple[str, 
         for name in sorted(was.keys() | is_now.keys()):
             yield from _differences(was.get(name, ABSENT), is_now.get(name, ABSENT), f"{field}.{name}".lstrip("."))
     elif was is ABSENT or is_now is ABSENT or canonical_json(was) != canonical_json(is_now):
-        yield field, *("absent" if value is ABSENT else canonical_json(value) for value in (was, is_now))
+        yield field, _json(was), _json(is_now)
+
+
+def _json(value: Any) -> str:
+    return "absent" if value is ABSENT else canonical_json(value)
 
 
 def _set_environment(address: str | None) -> None:

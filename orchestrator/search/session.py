@@ -199,4 +199,5 @@ def _check_capacity(resources: Resources) -> None:
     for unit, (name, share) in wanted.items():
         there = have.get(unit, 0.0)
         if share > there:
-            raise InvalidInput(f"resources.{name}_per_trial is {share:g}; this machine has {there:g} {unit}s")
+            hint = f"give --{name}-per-trial {there:g} or less"
+            raise InvalidInput(f"resources.{name}_per_trial is {share:g}; this machine has {there:g} {unit}s: {hint}")

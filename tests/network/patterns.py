@@ -511,7 +511,7 @@ def glu(m, x):
     return m.head(pooled(F.relu(m.b(F.glu(m.a(x), 1)))))
 
 
-@pattern({"b": 6}, a=conv(3, 8), b=conv(3, 6), head=linear(6, 5), frozen={"a": "width fixed in code at aten.slice"})
+@pattern({"a": 5, "b": 6}, a=conv(3, 8), b=conv(3, 6), head=linear(6, 5), frozen={"a": "width fixed in code at aten.slice"})
 def constant_slice(m, x):
     return m.head(pooled(F.relu(m.b(F.relu(m.a(x))[:, :3]))))
 

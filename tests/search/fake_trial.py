@@ -40,7 +40,8 @@ def run(
     """What trial.run does, as seen from outside, in no time."""
     _misbehave(spec, store)
     points: list[Point] = []
-    computed, reused = [], []
+    computed: list[str] = []
+    reused: list[str] = []
     for parent, kind, parameters in _path(spec):
         key = stage_key(parent, kind, parameters)
         if kind == "cut" and len(points) == 2 and _asked(spec, "diverges"):
