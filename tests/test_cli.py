@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import orchestrator
-from orchestrator import Study, cli
+from orchestrator import Study, cli, tables
 from orchestrator.record import Failure, InvalidInput, Schedule, TrialSpec, whereabouts
 from orchestrator.store import StageStore
 
@@ -61,7 +61,7 @@ def test_front_as_a_table(run: Run, study: StageStore) -> None:
         "flops: multiply-accumulates of convolutions and linear layers, batch 1",
         "accuracy: top-1 on the validation split",
     ]
-    assert printed[3].split() == list(cli.CELLS)
+    assert printed[3].split() == list(tables.CELLS)
     assert len(printed) == 3 + 1 + len(front) + 1
     assert printed[4].split()[-1] == front["key"].iloc[0][:12]
     dense = printed[-2].split()
@@ -100,7 +100,7 @@ def test_a_terminal_loses_no_figure_and_no_column(
     def narrow(**options: Any) -> Console:
         return Console(**{**options, "width": width})
 
-    monkeypatch.setattr(cli, "Console", narrow)
+    monkeypatch.setattr(tables, "Console", narrow)
     printed = run("front", "small").stdout
     for key in Study(study.root).front()["key"]:
         assert key[:12] in printed

@@ -85,7 +85,7 @@ def test_the_layers_are_those_of_the_design() -> None:
     layers = contract_named("Imports flow down only")
     assert layers["exhaustive"] is True
     assert layers["containers"] == ["orchestrator"]
-    expected = "__main__ > cli > search > trial | collector > methods | training > network > store > claim > record"
+    expected = "__main__ > cli > tables > search > trial | collector > methods | training > network > store > claim > record"
     assert " > ".join(layers["layers"]) == expected
 
 

@@ -56,8 +56,11 @@ def meta_inputs(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], in
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator on meta tensors; tensors that the model's code made elsewhere (torch.ones(8)) are followed."""
     shapes = SHAPES.get(func.overloadpacket)
-    if shapes is not None:
-        return shapes(*args)
+    try:
+        if shapes is not None:
+            return shapes(*args, **kwargs)
+    except NotImplementedError:
+        pass
     try:
         return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError):
@@ -68,7 +71,6 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _batch_norm(x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The shapes of a batch norm. PyTorch's own is a decomposition into 20 operators, and most of a pass's time."""
     for parameter in given[:4]:
         if parameter is not None and parameter.numel() != x.shape[1]:
             raise RuntimeError(f"a batch norm of {parameter.numel()} channels meets {x.shape[1]}")
@@ -76,5 +78,33 @@ def _batch_norm(x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), saved, saved
 
 
-# operators whose shapes are plain, and whose meta kernels are slow
-SHAPES: dict[Any, Callable[..., Any]] = {aten.native_batch_norm: _batch_norm}
+def _layer_norm(x: Tensor, shape: list[int], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    places = x.ndim - len(shape)
+    sizes = [tuple(shape), *(tuple(parameter.shape) for parameter in given[:2] if parameter is not None)]
+    for size in sizes:
+        if tuple(x.shape[places:]) != size:
+            raise RuntimeError(f"a layer norm of {list(size)} meets {list(x.shape)}")
+    saved = x.new_empty(*x.shape[:places], *[1] * len(shape))
+    return x.new_empty(x.shape), saved, saved
+
+
+def _concatenated(parts: list[Tensor], dim: int = 0) -> Tensor:
+    first, shapes = parts[0], [list(part.shape) for part in parts]
+    plain = first.ndim and all(part.dtype == first.dtype and part.ndim == first.ndim for part in parts)
+    if not plain or any(part.device != first.device for part in parts):
+        raise NotImplementedError  # left to PyTorch
+    together = [*shapes[0]]
+    together[dim] = sum(shape[dim] for shape in shapes)
+    for shape in shapes:
+        shape[dim] = together[dim]
+        if shape != together:
+            raise RuntimeError(f"tensors to concatenate differ: {list(first.shape)} and {shape}")
+    return first.new_empty(together)
+
+
+# Operators whose shapes are plain to see. PyTorch's meta kernels of these are Python, and most of a pass's time.
+SHAPES: dict[Any, Callable[..., Any]] = {
+    aten.native_batch_norm: _batch_norm,
+    aten.native_layer_norm: _layer_norm,
+    aten.cat: _concatenated,
+}

@@ -114,11 +114,12 @@ def _axes(solution: Solution, which: int, recording: Recording) -> None:
 def _elements(solution: Solution) -> bool:
     """Which dimension of each element-wise parameter follows channels. True if something had to be frozen."""
     changed = False
+    fixed = np.zeros(int(solution.component.max()) + 1, bool)
+    fixed[list(solution.reasons)] = True
     for which, recording in enumerate(solution.recordings):
         for name, labels in recording.elements.items():
             found = solution.of(labels, which)
-            frozen = np.isin(found, np.fromiter(solution.reasons, np.int64, len(solution.reasons)))
-            free = np.where(frozen, -1, found)
+            free = np.where(fixed[found], -1, found)
             if not (free >= 0).any():
                 continue
             dims = _following(free)
