@@ -1,6 +1,6 @@
 """OICSR against separate-out-channel group lasso against L1 filter norm: the same network, data and train_flops.
 
-    python benchmarks/methods.py [--data-root data] [--dataset fashion_mnist] [--work results/methods]
+    python benchmarks/methods.py [--data-root data] [--dataset fashion_mnist] [--work results/methods] [--seeds 3]
 
 Protocol, the same for every method. Dense training, then sparse training (with the method's penalty, if it has one),
 then two iterations of global greedy pruning down to flops_kept 0.5, or 0.3, with recovery after each. Each penalised
@@ -26,6 +26,7 @@ from orchestrator.record import InvalidInput, Schedule, TrialSpec
 from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate
+from orchestrator.training.splits import SplitName
 
 KEPT = (0.5, 0.3)
 ITERATIONS = 2
@@ -44,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Accuracies of one trial's last model on one split, and what its path cost."""
+    """Accuracies of one trial's last model on one split before and after recovery, and what its path cost."""
 
     before: float
     after: float
@@ -53,6 +54,8 @@ class Result:
 
 
 def spec_of(job: Job, given: argparse.Namespace) -> TrialSpec:
+    """The trial of a job under the options of the command line."""
+
     def schedule(epochs: int, rate: float) -> Schedule:
         return Schedule(
             epochs=epochs, learning_rate=rate, batch_size=128, weight_decay=5e-4, augmentation=given.augmentation
@@ -74,6 +77,7 @@ def spec_of(job: Job, given: argparse.Namespace) -> TrialSpec:
 
 
 def run(job: Job, given: argparse.Namespace) -> None:
+    """Run a job's trial to its end, in a process of the pool."""
     torch.set_num_threads(1)
     spec = spec_of(job, given)
     outcome = trial.run(spec, StageStore(given.work), device=given.device)
@@ -81,7 +85,7 @@ def run(job: Job, given: argparse.Namespace) -> None:
         raise RuntimeError(f"{job}: {outcome.failure.message}")
 
 
-def measure(job: Job, given: argparse.Namespace, split: str) -> Result:
+def measure(job: Job, given: argparse.Namespace, split: SplitName) -> Result:
     """Accuracies of a finished trial right after its last cut, and after recovery."""
     torch.set_num_threads(1)
     spec, store = spec_of(job, given), StageStore(given.work)
@@ -91,8 +95,8 @@ def measure(job: Job, given: argparse.Namespace, split: str) -> Result:
     cut = trial.replay_cut(spec, store, point.key, device=given.device)
     done = trial.rebuild(spec, store, point.key, device=given.device)
     return Result(
-        before=evaluate(cut.model, data, split, device=given.device).accuracy,  # type: ignore[arg-type]
-        after=evaluate(done.model, data, split, device=given.device).accuracy,  # type: ignore[arg-type]
+        before=evaluate(cut.model, data, split, device=given.device).accuracy,
+        after=evaluate(done.model, data, split, device=given.device).accuracy,
         kept=point.flops_kept,
         train_flops=point.path_cost.train_flops,
     )
@@ -101,18 +105,16 @@ def measure(job: Job, given: argparse.Namespace, split: str) -> Result:
 def chosen_weights(pool: ProcessPoolExecutor, given: argparse.Namespace) -> dict[tuple[str, float], float]:
     """The grid's best weight of each penalised method at each flops_kept: validation accuracy with recovery."""
     names = [name for name in given.methods if METHODS[name].penalty is not None]
-    jobs = [Job(method=n, weight=w, kept=k, seed=0) for k in KEPT for n in names for w in given.grid]
+    jobs = [Job(method=n, weight=w, kept=k, seed=0) for k in given.kept for n in names for w in given.grid]
     list(pool.map(run, jobs, [given] * len(jobs)))
-    results = list(pool.map(measure, jobs, [given] * len(jobs), ["validation"] * len(jobs)))
+    results = dict(zip(jobs, pool.map(measure, jobs, [given] * len(jobs), ["validation"] * len(jobs)), strict=True))
     print("| method | flops_kept | regularization_weight | validation, without recovery | with recovery |")
     print("|---|---|---|---|---|")
-    best: dict[tuple[str, float], float] = {}
-    top: dict[tuple[str, float], float] = {}
-    for job, result in zip(jobs, results, strict=True):
+    for job, result in results.items():
         print(f"| {job.method} | {job.kept} | {job.weight:g} | {result.before:.2%} | {result.after:.2%} |")
-        key = (job.method, job.kept)
-        if result.after > top.get(key, -1.0):
-            top[key], best[key] = result.after, job.weight
+    best: dict[tuple[str, float], float] = {}
+    for job in sorted(jobs, key=lambda job: results[job].after):
+        best[job.method, job.kept] = job.weight
     return best
 
 
@@ -121,14 +123,14 @@ def table(pool: ProcessPoolExecutor, given: argparse.Namespace, weights: dict[tu
     jobs = [
         Job(method=name, weight=weights.get((name, kept), 0.0), kept=kept, seed=seed)
         for seed in range(given.seeds)
-        for kept in KEPT
+        for kept in given.kept
         for name in given.methods
     ]
     list(pool.map(run, jobs, [given] * len(jobs)))
     results = dict(zip(jobs, pool.map(measure, jobs, [given] * len(jobs), ["test"] * len(jobs)), strict=True))
     print("\n| method | flops_kept | regularization_weight | test, without recovery | with recovery | train_flops |")
     print("|---|---|---|---|---|---|")
-    for kept in KEPT:
+    for kept in given.kept:
         for name in given.methods:
             mine = [results[job] for job in jobs if job.method == name and job.kept == kept]
             weight = weights.get((name, kept), 0.0)
@@ -140,18 +142,21 @@ def table(pool: ProcessPoolExecutor, given: argparse.Namespace, weights: dict[tu
 
 
 def spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{100 * statistics.mean(values):.2f} +- {100 * deviation:.2f} %"
+    """Mean and standard deviation in per cent; of one value itself."""
+    deviation = f" +- {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{deviation} %"
 
 
 def main() -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--dataset", default="fashion_mnist")
     parser.add_argument("--model", default="cifarnet")
     parser.add_argument("--work", default="results/methods", type=Path)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--grid", nargs="+", type=float, default=list(GRID))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--kept", nargs="+", type=float, default=list(KEPT))
+    parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", nargs=3, type=int, default=[3, 2, 1], metavar=("DENSE", "SPARSE", "RECOVERY"))
     parser.add_argument("--augmentation", default="none")

@@ -85,7 +85,7 @@ def print_front(study: "Study", found: "pd.DataFrame") -> None:
 
 
 def print_network(title: str, report: Mapping[str, Any]) -> None:
-    total, exact = report["flops"], {True: "yes", False: "no"}
+    total = report["flops"]
     print_heading(title, FLOPS_MEANS)
     print_facts(
         {

@@ -40,7 +40,8 @@ def options_of(method: Method, given: Mapping[str, Option]) -> Options:
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(method.options.model_fields)
             raise InvalidInput(f"method_options.{name}: {method.name} has no such option; it has {allowed}") from None
-        raise InvalidInput(f"method_options.{name} is {first['input']!r}; {first['msg'].lower()}") from None
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise InvalidInput(f"method_options.{name} is {first['input']!r}; {message}") from None
 
 
 __all__ = [

@@ -1,90 +1,95 @@
 """Sums over every weight of a channel, and gradients scaled channel by channel: two passes over the weights."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from orchestrator.network import Coupling, UnsupportedModel
-from orchestrator.network.coupling import Ints
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A weight [rows, columns, ...] or a vector [rows], and where its sums lie in the long vector of all sums.
-
-    `front` is the dimension of the rows: 0 for weights; a norm's scale, say, can follow channels along a later one.
-    """
+    """A parameter, and for each of its dimensions that follow channels its place in the long vector of all sums."""
 
     parameter: nn.Parameter
-    front: int
-    rows: slice | None
-    columns: slice | None
+    places: tuple[tuple[int, slice], ...]
 
     def sums(self, power: int) -> list[Tensor]:
-        """Sums of |weight| ** power over rows, over columns, or both, as far as they belong to channels."""
-        weight = self.parameter.detach().movedim(self.front, 0).float()
-        if self.columns is None:
-            return [_summed(weight, power, list(range(1, weight.ndim)))]
-        table = weight.flatten(1) if weight.numel() == weight.shape[0] * weight.shape[1] else weight
-        table = _summed(table, power, list(range(2, table.ndim)))
-        columns = [table.sum(0)]
-        return columns if self.rows is None else [table.sum(1), *columns]
+        """For each place, the sums of |weight| ** power over everything but its dimension."""
+        weight = self.parameter.detach().float()
+        followed = [dim for dim, _ in self.places]
+        others = [dim for dim in range(weight.ndim) if dim not in followed and weight.shape[dim] > 1]
+        table = _summed(weight, power, others).reshape([weight.shape[dim] for dim in followed])
+        if len(followed) == 1:
+            return [table]
+        return [table.sum([other for other in range(len(followed)) if other != dim]) for dim in range(len(followed))]
+
+    def factors(self, of_all: Tensor) -> Tensor:
+        """What each weight is to be multiplied by, broadcastable to the parameter: the sum over its channels."""
+        shapes = ([-1 if other == dim else 1 for other in range(self.parameter.ndim)] for dim, _ in self.places)
+        parts = [of_all[place].view(shape) for (_, place), shape in zip(self.places, shapes, strict=True)]
+        return reduce(torch.add, parts).to(self.parameter.dtype)
 
 
 def _summed(weight: Tensor, power: int, dims: list[int]) -> Tensor:
-    """The sum of |weight| ** power over dimensions; the way that is fastest in the weight's memory layout."""
-    if not dims or not weight.is_contiguous():
+    """The sum of |weight| ** power over dimensions; the way that is fastest in the weight's layout."""
+    if not dims or dims[0] == 0 or not weight.is_contiguous():
         values = weight.square() if power == 2 else weight.abs()
         return values.sum(dims) if dims else values
-    norms = torch.linalg.vector_norm(weight, power, dims)
+    norms: Tensor = torch.linalg.vector_norm(weight, power, dims)
     return norms.square_() if power == 2 else norms
 
 
 class ChannelSums:
     """Which weights belong to which channel, as index tensors made once.
 
-    A channel's weights are the rows that make it and the columns that read it, in every convolution and linear layer.
-    made_only leaves the columns out. norm_parameters adds what acts on it element by element: norms, biases, scales.
+    A channel's weights are the rows that make it and the columns that read it, in every convolution and linear layer,
+    one after the other: a weight that is both (a residual stream that feeds itself) counts twice. made_only leaves
+    the columns out. norm_parameters adds what acts on the channel element by element: norms, biases, scales.
+    The model stays on its device as long as this is used.
     """
 
     def __init__(
         self, model: nn.Module, coupling: Coupling, *, made_only: bool = False, norm_parameters: bool = False
     ) -> None:
-        parameters = dict(model.named_parameters())
         weights = {call.weight for call in coupling.calls}
         made = {key for group in coupling.groups for key in group.made}
+        wanted: dict[str, list[int]] = {}
+        for name, dim in coupling.dims:
+            right_kind = name not in coupling.buffers and (name in weights or norm_parameters)
+            if right_kind and ((name, dim) in made or not made_only):
+                wanted.setdefault(name, []).append(dim)
         self.coupling = coupling
         self._parts: list[_Part] = []
-        index: list[Ints] = []
-        sizes: list[Ints] = []
-        length = 0
-        for name in dict.fromkeys(name for name, _ in coupling.dims):
-            if name in coupling.buffers or (name not in weights and not norm_parameters):
-                continue
-            parameter = parameters.get(name)
-            if parameter is None or tuple(parameter.shape) != coupling.shapes[name]:
-                raise UnsupportedModel(f"{name} is not in this model, or has another shape than in its coupling")
-            followed = [dim for dim in range(parameter.ndim) if (name, dim) in coupling.dims]
-            front = 0 if name in weights else followed[0]
-            slices: list[slice | None] = [None, None]
-            for dim in followed:
-                if made_only and (name, dim) not in made:
-                    continue
-                channels = coupling.dims[name, dim]
-                index.append(channels)
-                sizes.append(np.full(len(channels), parameter.numel() // parameter.shape[dim]))
-                slices[dim if front == 0 else 0] = slice(length, length + len(channels))
-                length += len(channels)
-            if any(slices):
-                self._parts.append(_Part(parameter=parameter, front=front, rows=slices[0], columns=slices[1]))
-        flat = np.concatenate([np.zeros(0, np.int64), *index])
-        device = next((p.device for p in parameters.values()), torch.device("cpu"))
-        # channel -1 (a frozen position) goes to one more place at the end, which is never read
-        self._index = torch.from_numpy(np.where(flat < 0, coupling.channels, flat)).to(device)
-        counts = np.bincount(self._index.cpu().numpy(), np.concatenate([np.zeros(0), *sizes]), coupling.channels + 1)
-        self.weights_of = torch.from_numpy(counts[: coupling.channels]).to(device, torch.float32)
+        channels: list[Ints] = [np.zeros(0, np.int64)]
+        sizes: list[Ints] = [np.zeros(0, np.int64)]
+        start = 0
+        for name, dims in wanted.items():
+            parameter = _parameter(model, coupling, name)
+            places = []
+            for dim in dims:
+                channels.append(coupling.dims[name, dim])
+                length = parameter.shape[dim]
+                sizes.append(np.full(length, parameter.numel() // length))
+                places.append((dim, slice(start, start + length)))
+                start += length
+            self._parts.append(_Part(parameter=parameter, places=tuple(places)))
+        self._number(np.concatenate(channels), np.concatenate(sizes), model)
+
+    def _number(self, channels: Ints, sizes: Ints, model: nn.Module) -> None:
+        """weights_of: [channels] float32, how many weights each channel has."""
+        count = self.coupling.channels
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        index = np.where(channels < 0, count, channels)  # fixed positions go to one more place, which is never read
+        self._index = torch.from_numpy(index).to(device)
+        numbers = np.bincount(index, sizes, count + 1)[:count]
+        self.weights_of = torch.from_numpy(numbers).to(device, torch.float32)
 
     @torch.no_grad()
     def squares(self) -> Tensor:
@@ -105,18 +110,25 @@ class ChannelSums:
 
     @torch.no_grad()
     def add_scaled_(self, scale: Tensor) -> None:
-        """gradient += weight x scale of each channel the weight belongs to. scale: [channels]."""
+        """gradient += weight x scale of each channel the weight belongs to. scale: [channels].
+
+        Parameters that are not trained get no gradient.
+        """
         factors = torch.cat([scale, scale.new_zeros(1)])[self._index]
         for part in self._parts:
             parameter = part.parameter
+            if not parameter.requires_grad:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            rows = None if part.rows is None else factors[part.rows]
-            if parameter.ndim > 1 and rows is not None:
-                rows = rows[:, None]
-            columns = None if part.columns is None else factors[part.columns]
-            both = rows if columns is None else columns[None] if rows is None else rows + columns
-            assert both is not None
-            both = both.reshape(tuple(both.shape) + (1,) * (parameter.ndim - both.ndim))
-            weight, gradient = parameter.movedim(part.front, 0), parameter.grad.movedim(part.front, 0)
-            gradient.addcmul_(weight, both.to(weight.dtype))
+            parameter.grad.addcmul_(parameter, part.factors(factors))
+
+
+def _parameter(model: nn.Module, coupling: Coupling, name: str) -> nn.Parameter:
+    try:
+        parameter = model.get_parameter(name)
+    except AttributeError:
+        parameter = None
+    if parameter is None or tuple(parameter.shape) != coupling.shapes[name]:
+        raise UnsupportedModel(f"{name} is not in this model, or has another shape than in its coupling")
+    return parameter

@@ -13,7 +13,7 @@ from orchestrator.methods.method import Floats, Method, Options, Subject, by_sco
 
 
 class FilterNormOptions(Options):
-    """scale: what a filter's norm is divided by before layers are compared: nothing, or its group's mean."""
+    """scale: what a channel's norm is divided by before all are ranked together: nothing, or its group's mean."""
 
     scale: Literal["none", "group_mean"] = "none"
 

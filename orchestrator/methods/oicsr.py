@@ -16,21 +16,26 @@ from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.methods.method import Floats, Method, Options, Penalty, Subject, by_score
 
 
-class OicsrOptions(Options):
-    """norm_parameters: norms' scales and shifts and layers' biases belong to the channel.
+class GroupLassoOptions(Options):
+    """size_normalization: the penalty of a group of p weights is multiplied by sqrt(p), its energy divided by p.
 
-    size_normalization: the penalty of a channel of p weights is multiplied by sqrt(p), as in the classic group lasso
-    (Yuan & Lin 2006), and its energy divided by p, so that wide layers' channels are not kept for being wide.
+    So the classic group lasso has it (Yuan & Lin 2006); wide layers' channels are then not kept for being wide.
     """
 
-    norm_parameters: bool = False
     size_normalization: bool = False
+
+
+class OicsrOptions(GroupLassoOptions):
+    """norm_parameters: norms' scales and shifts and layers' biases belong to the channel."""
+
+    norm_parameters: bool = False
 
 
 def energy(subject: Subject, *, made_only: bool = False) -> Floats:
     """How much each channel carries: the sum of squares of its weights, in and out of its layers together.
 
-    Returns [channels] float64; a channel of energy 0 can be cut without changing the output (norms' shifts apart).
+    Returns [channels] float64. A channel of energy 0 in an exact group can be cut without changing the output.
+    made_only: out-channels alone; a norm's shift can then make a channel of energy 0 matter.
     """
     sums = _sums(subject, made_only=made_only)
     squares = sums.squares()
@@ -50,7 +55,8 @@ def penalty_value(subject: Subject, regularization_weight: float) -> float:
 def group_lasso(subject: Subject, regularization_weight: float) -> Iterator[Penalty]:
     """Group lasso over out-in-channels: after backward, gradient += weight x strength / norm of its channel.
 
-    The analytic gradient of `penalty_value`; a channel of norm 0 gets the subgradient 0.
+    The analytic gradient of `penalty_value`, in two passes over the weights; a channel of norm 0 gets the
+    subgradient 0.
     """
     sums = _sums(subject)
     strength = _strength(subject, sums, regularization_weight)
@@ -64,7 +70,10 @@ def group_lasso(subject: Subject, regularization_weight: float) -> Iterator[Pena
 
 @contextmanager
 def separated_group_lasso(subject: Subject, regularization_weight: float) -> Iterator[Penalty]:
-    """Group lasso over out-channels alone: every row of every layer that makes prunable channels is its own group."""
+    """Group lasso over out-channels alone: every row of every layer that makes prunable channels is its own group.
+
+    Those of a transposed convolution lie along its second dimension, where its conv_groups share them.
+    """
     rows = _separate_rows(subject)
 
     def after_backward() -> None:
@@ -73,7 +82,8 @@ def separated_group_lasso(subject: Subject, regularization_weight: float) -> Ite
                 norms = torch.linalg.vector_norm(weight, dim=[d for d in range(weight.ndim) if d != dim], keepdim=True)
                 size = (weight.numel() / weight.shape[dim]) ** 0.5 if subject.options.size_normalization else 1.0
                 scale = torch.where(norms > 0, regularization_weight * size * wanted.view_as(norms) / norms, 0.0)
-                assert weight.grad is not None
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
                 weight.grad.addcmul_(weight, scale)
 
     yield Penalty(after_backward=after_backward)
@@ -81,20 +91,20 @@ def separated_group_lasso(subject: Subject, regularization_weight: float) -> Ite
 
 def _separate_rows(subject: Subject) -> list[tuple[Tensor, int, Tensor]]:
     """(weight, dimension of its out-channels, [n] 1 where the channel may leave) of every layer that makes channels."""
-    parameters = dict(subject.model.named_parameters())
+    trained = {name: parameter for name, parameter in subject.model.named_parameters() if parameter.requires_grad}
     allowed = np.append(_allowed(subject), 0.0)
-    found = []
-    for group in subject.coupling.groups:
-        for name, dim in group.made:
-            weight = parameters[name]
-            wanted = torch.from_numpy(allowed[subject.coupling.dims[name, dim]]).to(weight.device, weight.dtype)
-            found.append(((name, dim), (weight, dim, wanted)))
-    return list(dict(found).values())
+    makers = dict.fromkeys(key for group in subject.coupling.groups for key in group.made if key[0] in trained)
+    found: list[tuple[Tensor, int, Tensor]] = []
+    for name, dim in makers:
+        weight = trained[name]
+        wanted = torch.from_numpy(allowed[subject.coupling.dims[name, dim]])
+        found.append((weight, dim, wanted.to(weight.device, weight.dtype)))
+    return found
 
 
 def _sums(subject: Subject, *, made_only: bool = False) -> ChannelSums:
-    norms = subject.options.norm_parameters
-    return ChannelSums(subject.model, subject.coupling, made_only=made_only, norm_parameters=norms and not made_only)
+    norm_parameters = not made_only and subject.options.norm_parameters
+    return ChannelSums(subject.model, subject.coupling, made_only=made_only, norm_parameters=norm_parameters)
 
 
 def _strength(subject: Subject, sums: ChannelSums, regularization_weight: float) -> Tensor:
@@ -127,7 +137,7 @@ SEPARATED = Method(
     name="separated_group_lasso",
     source="the baseline of Li et al. 2019: group lasso and statistics over separate out-channels",
     version=1,
-    options=OicsrOptions,
+    options=GroupLassoOptions,
     penalty=separated_group_lasso,
     choose=by_score(_energy_of_rows),
 )

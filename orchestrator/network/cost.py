@@ -1,13 +1,15 @@
 """What a network costs: multiply-accumulates of convolutions and linear layers at batch 1, and parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from orchestrator.network.coupling import Bools, Coupling, ParameterDim
+from orchestrator.network.coupling import Bools, Coupling
 from orchestrator.network.meta import Example, as_meta
 from orchestrator.network.recording import Call
+from orchestrator.network.solve import ParameterDim
 from orchestrator.network.trace import record
 
 
@@ -28,7 +30,7 @@ def measure(model: nn.Module, example: Example) -> Measurement:
     meta = as_meta(model).eval()
     shapes = {name: tuple(p.shape) for name, p in [*meta.named_parameters(), *meta.named_buffers()]}
     calls = record(meta, example, {}).calls
-    layers = tuple((call.module, _flops(call, *_sizes(shapes[call.weight], call))) for call in calls)
+    layers = tuple((call.module, _flops(call, shapes[call.weight])) for call in calls)
     return Measurement(
         flops=sum(flops for _, flops in layers),
         params=sum(parameter.numel() for parameter in meta.parameters()),
@@ -36,12 +38,12 @@ def measure(model: nn.Module, example: Example) -> Measurement:
     )
 
 
-def _sizes(shape: tuple[int, ...], call: Call) -> tuple[int, int]:
-    return shape[0], shape[1]
-
-
-def _flops(call: Call, rows: int, columns: int) -> int:
-    return call.positions * rows * columns
+def _flops(call: Call, sizes: Sequence[int], stays: Bools | None = None) -> int:
+    """sizes: of the weight's dimensions. stays: [channels + 1], the last for fixed places; all stay if None."""
+    if call.along is None:
+        return call.positions * sizes[0] * sizes[1]
+    along = len(call.along) if stays is None else int(stays[list(call.along)].sum())
+    return call.positions * sizes[0] * sizes[1] * along
 
 
 class CostTable:
@@ -54,12 +56,7 @@ class CostTable:
         self._flat = np.concatenate([np.zeros(0, np.int64), *index])
         self._starts = np.cumsum([0, *map(len, index)])[:-1]
         self._at = {key: i for i, key in enumerate(self._keys)}
-        self._rows = self._columns(coupling.calls, 0)
-        self._reads = self._columns(coupling.calls, 1)
-        self._positions = np.array([call.positions for call in coupling.calls], dtype=object)
-
-    def _columns(self, calls: tuple[Call, ...], dim: int) -> list[tuple[int, int]]:
-        return [self._where((call.weight, dim)) for call in calls]
+        self._sizes = [(self._where((call.weight, 0)), self._where((call.weight, 1))) for call in coupling.calls]
 
     def _where(self, key: ParameterDim) -> tuple[int, int]:
         """(position in the counted dimensions or -1, full size)"""
@@ -81,9 +78,10 @@ class CostTable:
         def size(where: tuple[int, int]) -> int:
             return counts[where[0]] if where[0] >= 0 else where[1]
 
+        stays = None if kept is None else np.append(kept, True)
         return [
-            int(positions) * size(rows) * size(reads)
-            for positions, rows, reads in zip(self._positions, self._rows, self._reads, strict=True)
+            _flops(call, (size(rows), size(reads)), stays)
+            for call, (rows, reads) in zip(self.coupling.calls, self._sizes, strict=True)
         ]
 
     def flops(self, kept: Bools | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from orchestrator.network.meta import Example, UnsupportedModel, as_meta
@@ -98,14 +99,28 @@ class Coupling:
             if (moved >= 0).any():
                 dims[name, dim] = moved
         groups, start = [], 0
+        calls = tuple(_renumbered(call, number, drop=drop) for call in self.calls)
         for group in self.groups:
             size = int(kept[group.channels].sum())
             if size:
                 groups.append(replace(group, start=start, size=size))
                 start += size
         return replace(
-            self, groups=tuple(groups), frozen=frozen, dims=dims, shapes={n: tuple(s) for n, s in shapes.items()}
+            self,
+            groups=tuple(groups),
+            frozen=frozen,
+            dims=dims,
+            shapes={n: tuple(s) for n, s in shapes.items()},
+            calls=calls,
         )
+
+
+def _renumbered(call: Call, number: Ints, *, drop: bool) -> Call:
+    if call.along is None:
+        return call
+    moved = [-1 if channel < 0 else int(number[channel]) for channel in call.along]
+    kept = (new for old, new in zip(call.along, moved, strict=True) if old < 0 or new >= 0 or not drop)
+    return replace(call, along=tuple(kept))
 
 
 def couple(model: nn.Module, example: Example) -> Coupling:
@@ -126,7 +141,7 @@ def couple(model: nn.Module, example: Example) -> Coupling:
 class Passes:
     """The passes of one model that a coupling is made from, with the hypotheses that they follow."""
 
-    choices: dict[SiteKey, int] = field(default_factory=dict)
+    choices: dict[SiteKey, str] = field(default_factory=dict)
     fixed: Fixed = field(default_factory=Fixed)
     modes: tuple[bool, ...] = (False, True)
     notes: tuple[str, ...] = ()
@@ -147,7 +162,7 @@ class Passes:
             self.modes = (False,)
             self.notes = (f"not followed in training mode: {error}",)
 
-    def choose(self, site: SiteKey, alternative: int) -> None:
+    def choose(self, site: SiteKey, alternative: str) -> None:
         """Follow another hypothesis from now on: the passes that met this operator are out of date."""
         self.choices[site] = alternative
         self.recordings = {mode: found for mode, found in self.recordings.items() if site not in found.sites}
@@ -191,10 +206,17 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
         dims={key: found for key, found in dims.items() if (found >= 0).any()},
         shapes={name: tuple(t.shape) for name, t in [*meta.named_parameters(), *meta.named_buffers()]},
         buffers=frozenset(name for name, _ in meta.named_buffers()),
-        calls=tuple(solution.recordings[0].calls),
+        calls=tuple(_with_channels(call, solution, channel) for call in solution.recordings[0].calls),
         notes=notes,
     )
     return coupling, channel
+
+
+def _with_channels(call: Call, solution: Solution, channel: Ints) -> Call:
+    """A recorded call with channels in place of labels."""
+    if call.along is None:
+        return call
+    return replace(call, along=tuple(channel[solution.of(torch.tensor(call.along), 0)].tolist()))
 
 
 def _wanted(solution: Solution) -> Bools:

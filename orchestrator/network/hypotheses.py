@@ -5,6 +5,7 @@ two different channels meet, or an operator's result carries other channels than
 next alternative of the operator that took the channels apart is tried, and when there is none they are frozen.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,7 +102,8 @@ def _replay(now: Round, plan: Plan) -> Failure | None:
     for which, training in enumerate(now.passes.modes):
         seeds = _seeds(now, which, plan)
         try:
-            replayed = record(small.train(training), now.example, now.passes.choices, seeds)
+            with warnings.catch_warnings(action="ignore"):  # what a trial cut gives rise to is not the user's concern
+                replayed = record(small.train(training), now.example, now.passes.choices, seeds)
         except PassFailed as error:
             components = np.unique(_components(error.step.labels.numpy()))
             reason = f"width fixed in code at {error.step.place}"
@@ -117,7 +119,7 @@ def _seeds(now: Round, which: int, plan: Plan) -> Recording:
     """Labels of the cut model's parameters: component + 1, positions that left taken out."""
     mask = np.append(plan.mask(now.coupling), True)
     recording = now.solution.recordings[which]
-    seeds = Recording(batch=recording.batch)
+    seeds = Recording(batch=recording.batch, sites=recording.sites)
     for name, vectors in recording.axes.items():
         found = [None if v is None else now.solution.of(v, which) for v in vectors]
         seeds.axes[name] = [None if c is None else torch.from_numpy(c[mask[now.channel[c]]] + 1) for c in found]
@@ -183,7 +185,7 @@ def _mend(now: Round, failure: Failure) -> None:
     site = _last_open_site(now, failure, mine)
     if site is not None:
         for each in _of_the_same_code(now, failure, site):
-            now.passes.choose(each.key, now.passes.choices.get(each.key, 0) + 1)
+            now.passes.choose(each.key, site.open[0])
         return
     assert mine.size, failure.step.place
     mine = np.flatnonzero(np.isin(now.group_of, now.group_of[mine]))
@@ -201,7 +203,7 @@ def _last_open_site(now: Round, failure: Failure, mine: Ints) -> Site | None:
         site
         for site in now.solution.recordings[which].sites.values()
         if site.step <= failure.index
-        and now.passes.choices.get(site.key, 0) < site.alternatives - 1
+        and site.open
         and np.isin(now.solution.of(site.labels.flatten(), which), mine).any()
     ]
     return max(sites, key=lambda site: site.step, default=None)
@@ -214,11 +216,10 @@ def _of_the_same_code(now: Round, failure: Failure, site: Site) -> list[Site]:
     """
     if failure.step.module != site.key[0]:
         return [site]
-    choice = now.passes.choices.get(site.key, 0)
     alike = {
         each.key: each
         for recording in now.solution.recordings
         for each in recording.sites.values()
-        if each.code == site.code and each.alternatives == site.alternatives
+        if (each.code, each.alternatives, each.chosen) == (site.code, site.alternatives, site.chosen)
     }
-    return [each for each in alike.values() if now.passes.choices.get(each.key, 0) == choice]
+    return list(alike.values())

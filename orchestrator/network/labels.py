@@ -88,9 +88,11 @@ def refinement(old: Sequence[int], new: Sequence[int]) -> list[int] | None:
 
 def factors_of(shape: Sequence[int], refined: Sequence[int]) -> list[list[int]]:
     """For each dimension of `shape` the axes of `refined` that it consists of (none for a size of 1)."""
-    axes, position = [], len(refined)
+    axes: list[list[int]] = []
+    position = len(refined)
     for size in reversed(shape):
-        mine, product = [], 1
+        mine: list[int] = []
+        product = 1
         while product < size:
             position -= 1
             product *= refined[position]

@@ -21,11 +21,16 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One convolution or linear call. flops at batch 1 = positions x (kept size of dim 0) x (kept size of dim 1)."""
+    """One convolution or linear call. flops at batch 1 = positions x (kept size of dim 0) x (kept size of dim 1).
+
+    A layer that runs along channels (a linear layer over tokens' places, a kernel over channels) runs so often at each
+    of those in `along`: their labels in a recording, their channels (-1: fixed) in a coupling.
+    """
 
     module: str
     weight: str
     positions: int  # output positions x kernel elements, per picture
+    along: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +67,14 @@ class Site:
     key: SiteKey  # (module, operator, how many times before in this module): the same in every pass
     code: SiteKey  # the same with the module's class: the same for every module of this code
     step: int
-    alternatives: int
+    alternatives: tuple[str, ...]
+    chosen: str
     labels: Tensor
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The alternatives that were not tried yet."""
+        return self.alternatives[self.alternatives.index(self.chosen) + 1 :]
 
 
 @dataclass(kw_only=True)

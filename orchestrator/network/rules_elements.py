@@ -20,10 +20,7 @@ def pointwise(trace: Trace, op: Op) -> None:
     outs, operands = tensors_in(op.out), op.operands
     shape = outs[0].shape
     aligned = [aligned_to(trace.labels(t), len(shape)) for t in operands]
-    if len(operands) == 1:
-        merged = aligned[0].expand(shape)
-    else:
-        merged = _merged(trace, op, operands, aligned)
+    merged = aligned[0].expand(shape) if len(operands) == 1 else _merged(trace, op, operands, aligned)
     if op.func._schema.is_mutable and op.args[0]._is_view() and not lb.core(trace.labels(op.args[0])).any():
         trace.freeze(merged, f"written in place into a part of another tensor by {op.name}")
     for out in outs:
@@ -63,10 +60,10 @@ def _without_broadcast(trace: Trace, op: Op, index: int, operands: Sequence[Tens
 
 
 def first_known(a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
-    small_a, small_b = torch.broadcast_tensors(lb.core(a), lb.core(b))
-    if (small_a != 0).all() or not (small_b != 0).any():
-        return small_a.expand(tuple(shape))
-    return torch.where(small_a != 0, small_a, small_b).expand(tuple(shape))
+    """Labels of `a`, and where it has none those of `b`."""
+    mine, other = torch.broadcast_tensors(lb.core(a), lb.core(b))
+    merged: Tensor = mine if (mine != 0).all() or not other.any() else torch.where(mine != 0, mine, other)
+    return merged.expand(tuple(shape))
 
 
 def _note_sum(trace: Trace, operands: Sequence[Tensor]) -> None:

@@ -20,11 +20,11 @@ def convolution(trace: Trace, op: Op) -> None:
         trace.recording.computed[trace.where] = op.out.shape[1]
         return
     kernel = weight[0, 0].numel()
-    trace.call(axes, kernel * (x if transposed else op.out)[:, 0].numel())
     channels = lb.vector(labels, 1)
     if channels is None:
-        _mixing_convolution(trace, op, labels)
+        _mixing_convolution(trace, op, axes, labels)
         return
+    trace.call(axes, lb.blank((x if transposed else op.out)[:, 0].shape), kernel)
     flow = _transposed_flow if transposed else _flow
     made = flow(trace, axes, channels, groups)
     if bias is not None:
@@ -43,7 +43,7 @@ def _flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
     blocks = channels.reshape(groups, -1)
     if groups == 1:
         _read(trace, trace.axis(axes, 1, "read"), channels)
-    elif blocks.shape[1] == 1:  # depthwise: a channel leaves with its own filters
+    elif trace.is_depthwise(axes, groups, channels.numel()):  # a channel leaves with its own filters
         trace.unify(made.reshape(groups, -1), blocks)
         trace.freeze(made[(blocks == 0).expand(groups, made.numel() // groups).flatten()], "reads a constant")
     else:  # equal positions of all conv_groups leave together, so that these keep one width
@@ -55,7 +55,7 @@ def _flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
 
 
 def _transposed_flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
-    depthwise = groups > 1 and channels.numel() == groups
+    depthwise = trace.is_depthwise(axes, groups, channels.numel())
     read = trace.axis(axes, 0, "made" if depthwise else "read")  # depthwise: one dimension both makes and reads
     _read(trace, read, channels)
     if depthwise:
@@ -67,9 +67,11 @@ def _transposed_flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) ->
     return made.repeat(groups)
 
 
-def _mixing_convolution(trace: Trace, op: Op, labels: Tensor) -> None:
+def _mixing_convolution(trace: Trace, op: Op, axes: Axes, labels: Tensor) -> None:
     """A kernel that runs along channels, as in ECA: prunable, but neighbours change when a channel leaves."""
-    single = op.args[0].shape[1] == 1 and op.out.shape == op.args[0].shape
+    x, weight = op.args[:2]
+    single = x.shape[1] == 1 and op.out.shape == x.shape
+    trace.call(axes, (labels if single else lb.blank(op.out.shape))[:, 0], weight[0, 0].numel())
     if not single:
         _freeze_call(trace, op, f"{op.name} mixes channels of different places")
         return
@@ -110,7 +112,7 @@ def _linear(trace: Trace, op: Op, x: Tensor, axes: Axes, *, flipped: bool = Fals
     if -1 in axes.dims[-2:] or set(axes.dims[:-2]) - {-1}:
         _freeze_call(trace, op, "a weight of another kind than [out, in]")
         return
-    trace.call(axes, x[..., 0].numel())
+    trace.call(axes, x[..., 0])
     last = x.ndim - 1
     read, made = trace.axis(axes, last - 1, "read"), trace.axis(axes, last, "made")
     shape = (*x.shape[:-1], made.numel())

@@ -85,14 +85,15 @@ def view(trace: Trace, op: Op) -> None:
 
 
 def _one_flexible(trace: Trace, op: Op, labels: Tensor, axes: list[int]) -> Tensor:
-    """Of several factors of a channel dimension one may change size; equal positions along the others leave together."""
+    """One factor of a channel dimension may change size; equal positions along the others are one channel."""
     order = axes[::-1]  # the last factor first: view(N, blocks, -1)
-    chosen = trace.choice(op, labels, len(order) + 1)
-    if chosen == len(order):
+    names = tuple(f"factor {i}" for i in range(len(order)))
+    chosen = trace.choice(op, labels, (*names, "all"))
+    if chosen == "all":
         trace.freeze(labels, f"width fixed in code at {op.name}")
         return labels
-    for axis in axes:
-        if axis != order[chosen]:
+    for axis, name in zip(order, names, strict=True):
+        if name != chosen:
             first = labels.narrow(axis, 0, 1)
             trace.unify(labels, first)
             labels = first.expand(labels.shape)
@@ -137,7 +138,7 @@ def _stride(op: Op) -> int:
 def _every(trace: Trace, op: Op, labels: Tensor, dim: int) -> Tensor:
     """x[:, ::2]: neighbours leave together, so that every second channel stays every second."""
     size, stride = labels.size(dim), _stride(op)
-    if size % stride or trace.choice(op, labels, 2) == 1:
+    if size % stride or trace.choice(op, labels, ("neighbours", "all")) == "all":
         trace.freeze(labels, f"width fixed in code at {op.name}")
         return labels
     return _tied(trace, labels, dim, (size // stride, stride), dim + 1)
@@ -161,8 +162,7 @@ def _cut_points(trace: Trace, op: Op, labels: Tensor, dim: int) -> Tensor:
     if len(edges) == 2:
         return labels  # nothing is cut off
     block = math.gcd(*edges)
-    alternatives = ["blocks"] * (block > 1) + ["head", "tail", "all"]
-    kind = alternatives[trace.choice(op, labels, len(alternatives))]
+    kind = trace.choice(op, labels, (*("blocks",) * (block > 1 or trace.seeds is not None), "head", "tail", "all"))
     if kind == "blocks":
         return _tied(trace, labels, dim, (size // block, block), dim)
     first, last = {"head": (0, edges[-2]), "tail": (edges[1], size), "all": (0, size)}[kind]
@@ -175,7 +175,8 @@ def _tied(trace: Trace, labels: Tensor, dim: int, sizes: tuple[int, int], along:
     blocks = labels.unflatten(dim, sizes)
     first = blocks.narrow(along, 0, 1)
     trace.unify(blocks, first)
-    return first.expand(blocks.shape).flatten(dim, dim + 1)
+    tied: Tensor = first.expand(blocks.shape).flatten(dim, dim + 1)
+    return tied
 
 
 def shuffle(trace: Trace, op: Op) -> None:

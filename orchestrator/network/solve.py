@@ -95,7 +95,8 @@ def _components(recordings: Sequence[Recording], offsets: list[int]) -> Ints:
     rows = np.concatenate([np.zeros(0, np.int64), *left])
     columns = np.concatenate([np.zeros(0, np.int64), *right])
     graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    component: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return component
 
 
 def _collect(into: dict[int, str], solution: Solution, which: int, notes: list[Note]) -> None:

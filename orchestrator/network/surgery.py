@@ -1,4 +1,4 @@
-"""cut and masked: a network with fewer channels, and the same network with these channels zeroed; verify: they agree."""
+"""cut: a network with fewer channels; masked: the same network with these channels zeroed; verify: they agree."""
 
 import copy
 from collections.abc import Callable
@@ -64,8 +64,8 @@ def _rebuilt(model: nn.Module, coupling: Coupling, change: Callable[[str, Tensor
             name for name in {*shapes, *coupling.shapes} if shapes.get(name) != coupling.shapes.get(name)
         )
         raise UnsupportedModel(
-            f"{different[0]} is {shapes.get(different[0])} in this model and {coupling.shapes.get(different[0])} in the "
-            "coupling; use the coupling of this very network (Coupling.restrict gives that of a cut one)"
+            f"{different[0]} is {shapes.get(different[0])} in this model and {coupling.shapes.get(different[0])} "
+            "in the coupling; use the coupling of this very network (Coupling.restrict gives that of a cut one)"
         )
     for name, tensor in named.items():
         changed = change(name, tensor.detach())

@@ -5,6 +5,7 @@ The model runs once on meta tensors under a dispatch mode, so whatever Python it
 and every convolution or linear call. Nothing is solved here: coupling.py does that.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,10 +54,11 @@ class Trace(TorchDispatchMode):
     """Follows one forward pass. `seeds` (a replay on a cut model) gives the labels of parameters in advance."""
 
     def __init__(
-        self, model: nn.Module, batch: int, choices: Mapping[SiteKey, int], seeds: Recording | None = None
+        self, model: nn.Module, batch: int, choices: Mapping[SiteKey, str], seeds: Recording | None = None
     ) -> None:
-        super().__init__()
-        from orchestrator.network.rules import RULES, pointwise
+        TorchDispatchMode.__init__(self)
+        from orchestrator.network.rules import RULES
+        from orchestrator.network.rules_elements import pointwise
 
         self.rules: Mapping[Any, Callable[[Trace, Op], None]] = RULES
         self.pointwise = pointwise
@@ -173,25 +175,46 @@ class Trace(TorchDispatchMode):
         if found.numel():
             notes.append(Note(labels=found, reason=f"{self.where}: {reason}" if self.where else reason))
 
-    def choice(self, op: Op, labels: Tensor, alternatives: int) -> int:
-        """Which hypothesis to follow at this operator: 0 at first, the next one after each that did not hold."""
+    def choice(self, op: Op, labels: Tensor, alternatives: tuple[str, ...]) -> str:
+        """Which hypothesis to follow at this operator: the first, or what was chosen since; in a replay, the same."""
         module, kind = self.stack[-1] if self.stack else ("", "")
         before = self.passed_sites[module, op.name]
         self.passed_sites[module, op.name] += 1
         key = (module, op.name, before)
+        wanted = self.choices.get(key)
+        if self.seeds is not None and key in self.seeds.sites:
+            wanted = self.seeds.sites[key].chosen
+        chosen = wanted if wanted in alternatives else alternatives[0]
         self.recording.sites[key] = Site(
             key=key,
             code=(kind, op.name, before),
             step=len(self.recording.steps),
             alternatives=alternatives,
+            chosen=chosen,
             labels=lb.core(labels),
         )
-        return min(self.choices.get(key, 0), alternatives - 1)
+        return chosen
 
-    def call(self, axes: Axes, positions: int) -> None:
-        """A convolution or linear call: `positions` = output positions x kernel elements over the whole batch."""
-        batch = self.recording.batch
-        self.recording.calls.append(Call(module=self.where, weight=axes.name, positions=positions // batch))
+    def is_depthwise(self, axes: Axes, groups: int, read: int) -> bool:
+        """Whether a convolution reads one channel a group. A replay asks how it was before the cut."""
+        known = self.seeds.axes.get(axes.name) if self.seeds is not None else None
+        return known[axes.dims[1]] is None if known else groups > 1 and read == groups
+
+    def call(self, axes: Axes, places: Tensor, kernel: int = 1) -> None:
+        """A convolution or linear call. places: labels of the places that it runs at, of all pictures together."""
+        along = None
+        core = lb.core(places)
+        found, counts = (
+            core.unique(return_counts=True) if core.numel() > 1 else (core, torch.ones(1, dtype=torch.int64))
+        )
+        each = counts * (places.numel() // core.numel())
+        if not (each % self.recording.batch).any():  # else what runs here is the same for every picture
+            each //= self.recording.batch
+        common = math.gcd(*each.tolist())
+        if core.numel() > 1 and len(found) > 1:  # the places are channels themselves
+            along = tuple(found.repeat_interleave(each // common).tolist())
+        positions = kernel * common
+        self.recording.calls.append(Call(module=self.where, weight=axes.name, positions=positions, along=along))
 
     def is_alive(self, tensor: Tensor) -> bool:
         """Whether a tensor may be other than zero at channels whose parameters are zero (behind a sigmoid, say)."""
@@ -308,7 +331,7 @@ def freeze_through(trace: Trace, op: Op, reason: str) -> None:
 
 
 def record(
-    model: nn.Module, example: Example, choices: Mapping[SiteKey, int], seeds: Recording | None = None
+    model: nn.Module, example: Example, choices: Mapping[SiteKey, str], seeds: Recording | None = None
 ) -> Recording:
     """Follow a model (on meta tensors already) in its present mode.
 

@@ -88,21 +88,25 @@ def launch(
     """
     space = _overridden(SearchSpace.read(space_file), trials, cpus_per_trial, gpus_per_trial)
     _check_address(address)
-    if run_trial is None or check_trial is None:
-        from orchestrator import trial
+    console = console or Console()
 
-        run_trial, check_trial = run_trial or trial.run, check_trial or trial.check
-    for spec in _representatives(space):
-        check_trial(spec)
-    store = StageStore(Path(storage) / space.name)
-    return _drive(_Launch(space=space, store=store, console=console or Console(), address=address, run_trial=run_trial))
-
-
-def _drive(this: _Launch) -> Summary:
     def on_interrupt(number: signal.Signals) -> None:
-        say(this.console, f"stopped by {number.name}; the same command goes on from here")
+        say(console, f"stopped by {number.name}; the same command goes on from here")
 
-    with interruptible(on_interrupt) as install_handlers, this.store.exclusive("driver"):
+    with interruptible(on_interrupt) as install_handlers:
+        if run_trial is None or check_trial is None:
+            from orchestrator import trial
+
+            run_trial, check_trial = run_trial or trial.run, check_trial or trial.check
+        for spec in _representatives(space):
+            check_trial(spec)
+        store = StageStore(Path(storage) / space.name)
+        this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
+        return _drive(this, install_handlers)
+
+
+def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
+    with this.store.exclusive("driver"):
         _bind(this.store, this.space)
         proposals = Proposals(this.space, this.store.root / JOURNAL_FILE, trials=this.space.budget.trials)
         counts = Counts(

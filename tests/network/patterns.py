@@ -131,18 +131,10 @@ def grouped_unequal(m, x):
 
 
 @pattern(
-    {"a": 8, "b": 3, "c": 6}, a=conv(3, 16), b=conv(16, 12, groups=2), c=conv(12, 12, groups=4), head=linear(12, 5)
+    {"a": 8, "b": 3, "c": 3}, a=conv(3, 16), b=conv(16, 12, groups=2), c=conv(12, 12, groups=4), head=linear(12, 5)
 )
 def grouped_chained(m, x):
     return m.head(pooled(F.relu(m.c(F.relu(m.b(F.relu(m.a(x))))))))
-
-
-PATTERNS["grouped_chained"] = Pattern(
-    forward=grouped_chained,
-    parts=PATTERNS["grouped_chained"].parts,
-    shapes=((1, 3, 8, 8),),
-    free={"a": 8, "b": 3, "c": 3},
-)
 
 
 @pattern({"a": 8, "d": 8, "b": 6}, a=conv(3, 8), d=conv(8, 8, groups=8), n=norm(8), b=conv(8, 6, 1), head=linear(6, 5))
@@ -249,7 +241,7 @@ def frozen_batch_norm(m, x):
     return m.head(pooled(m.a(x) * scale + (m.shift.view(1, -1, 1, 1) - m.mean.view(1, -1, 1, 1) * scale)))
 
 
-# -- sums, gates, concatenations ----------------------------------------------------------------------------------------
+# -- sums, gates, concatenations -------------------------------------------------------------------------------------
 
 
 @pattern({"stem": 8, "a": 6, "b": 8}, stem=conv(3, 8), a=conv(8, 6), b=conv(6, 8), head=linear(8, 5))
@@ -367,7 +359,12 @@ def stacked_as_depth(m, x):
     return m.head(m.c(torch.stack((F.relu(m.a(x)), F.relu(m.b(x))), 2)).mean((2, 3, 4)))
 
 
-# -- shapes ------------------------------------------------------------------------------------------------------------
+@pattern({"a": 2, "b": 2}, a=conv(3, 8), b=conv(8, 8, groups=4), head=linear(8, 5))
+def grouped_with_two_channels_each(m, x):
+    return m.head(pooled(F.relu(m.b(F.relu(m.a(x))))))
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------------
 
 
 @pattern(
@@ -468,7 +465,7 @@ def channel_shuffle_module(m, x):
     return m.head(pooled(F.relu(m.b(m.shuffle(F.relu(m.a(x)))))))
 
 
-@pattern({"a": 2, "b": 2, "c": 6}, a=conv(3, 8), b=conv(8, 8, groups=2), c=conv(8, 6), head=linear(6, 5))
+@pattern({"a": 8, "b": 8, "c": 6}, a=conv(3, 32), b=conv(32, 32, groups=2), c=conv(32, 6), head=linear(6, 5))
 def shuffle_between_grouped(m, x):
     return m.head(pooled(F.relu(m.c(shuffled(F.relu(m.b(shuffled(F.relu(m.a(x)), 2))), 4)))))
 
@@ -511,7 +508,9 @@ def glu(m, x):
     return m.head(pooled(F.relu(m.b(F.glu(m.a(x), 1)))))
 
 
-@pattern({"a": 5, "b": 6}, a=conv(3, 8), b=conv(3, 6), head=linear(6, 5), frozen={"a": "width fixed in code at aten.slice"})
+@pattern(
+    {"a": 5, "b": 6}, a=conv(3, 8), b=conv(3, 6), head=linear(6, 5), frozen={"a": "width fixed in code at aten.slice"}
+)
 def constant_slice(m, x):
     return m.head(pooled(F.relu(m.b(F.relu(m.a(x))[:, :3]))))
 
@@ -542,27 +541,19 @@ def permutation_by_index(m, x):
 
 
 @pattern(
-    {"a": 4, "b": 4, "c": 8, "d": 6},
+    {"a": 4, "b": 4, "c": 4, "d": 6},
     a=conv(3, 4),
     b=conv(4, 4),
     c=conv(4, 8, stride=2),
     d=conv(8, 6),
     head=linear(6, 5),
+    frozen={"c": "padding"},
 )
 def option_a_shortcut(m, x):
     x = F.relu(m.a(x))
     x = F.relu(x + m.b(x))
     x = F.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + m.c(x))
     return m.head(pooled(F.relu(m.d(x))))
-
-
-PATTERNS["option_a_shortcut"] = Pattern(
-    forward=option_a_shortcut,
-    parts=PATTERNS["option_a_shortcut"].parts,
-    shapes=((1, 3, 8, 8),),
-    free={"a": 4, "b": 4, "c": 4, "d": 6},
-    frozen={"c": "padding"},
-)
 
 
 @pattern({"a": 8, "b": 6}, a=conv(3, 8), place=parameter(1, 8, 8, 8), b=conv(8, 6), head=linear(6, 5))
@@ -611,12 +602,78 @@ def normalised_over_channels(m, x):
     return m.head(pooled(F.relu(m.b(F.normalize(F.relu(m.a(x)), dim=1)))))
 
 
-# -- sharing and modes ---------------------------------------------------------------------------------------------------
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), inexact=("a",))
+def logarithm_of_zero(m, x):
+    x = F.relu(m.a(x))
+    return m.head(pooled(F.relu(m.b(torch.log(x * x) * 0.1))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), inexact=("a",))
+def padded_with_ones_then_summed(m, x):
+    x = torch.sigmoid(m.a(x))
+    return m.head(pooled(F.relu(m.b(x) * F.pad(x, (1, 0, 1, 0), value=1.0).sum(1, keepdim=True)[:, :, 1:, 1:].tanh())))
+
+
+@pattern({"b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), frozen={"a": "the width itself is computed with"})
+def mean_by_hand(m, x):
+    x = F.relu(m.a(x))
+    return m.head(pooled(F.relu(m.b(x / (1 + x.sum(1, keepdim=True) / x.shape[1])))))
+
+
+@pattern(
+    {"b": 6},
+    a=conv(3, 8),
+    b=conv(8, 6),
+    head=linear(6, 5),
+    frozen={"a": "width fixed in code"},
+)
+def written_into_zeros(m, x):
+    out = torch.zeros(x.shape[0], 8, 8, 8, device=x.device, dtype=x.dtype)
+    out[:, :8] = F.relu(m.a(x))
+    return m.head(pooled(F.relu(m.b(out))))
+
+
+@pattern({"b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), frozen={"a": "written in place into a part"})
+def shifted_by_writing_in_place(m, x):
+    x = F.relu(m.a(x))
+    out = torch.zeros_like(x)
+    out[:, :, 1:] = x[:, :, :-1]
+    return m.head(pooled(F.relu(m.b(out))))
+
+
+@pattern({"b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), frozen={"a": "width fixed in code at"})
+def width_checked_by_the_model(m, x):
+    x = m.a(x)
+    if x.shape[1] != 8:
+        raise ValueError("eight channels are needed")
+    return m.head(pooled(F.relu(m.b(F.relu(x)))))
+
+
+@pattern(
+    {"a": 8}, shape=(1, 4, 6), a=linear(6, 8), places=linear(4, 4), head=linear(8, 5), frozen={"places": "over places"}
+)
+def linear_over_places(m, x):
+    x = F.gelu(m.a(x)).transpose(1, 2)
+    return m.head((x + m.places(x)).mean(2))
+
+
+# -- sharing and modes -----------------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 8}, a=conv(3, 8), b=conv(8, 8), head=linear(8, 5))
 def module_used_twice(m, x):
     return m.head(pooled(F.relu(m.b(F.relu(m.b(F.relu(m.a(x))))))))
+
+
+def tied() -> dict[str, nn.Module]:
+    first, second = conv(8, 8), conv(8, 8)
+    second.weight = first.weight
+    return {"b": first, "c": second}
+
+
+@pattern({"a": 8, "b": 8}, a=conv(3, 8), **tied(), head=linear(8, 5))
+def tied_weights(m, x):
+    return m.head(pooled(F.relu(m.c(F.relu(m.b(F.relu(m.a(x))))))))
 
 
 @pattern({"a": 8, "b": 6}, shape=((1, 3, 8, 8), (1, 3, 8, 8)), a=conv(3, 8), b=conv(8, 6), head=linear(12, 5))
@@ -696,7 +753,9 @@ def computed_weight(m, x):
     return m.head(pooled(F.relu(m.b(F.relu(m.a(x))))))
 
 
-@pattern({"a": 8, "q": 6, "k": 6, "v": 6}, a=conv(3, 8), q=linear(8, 6), k=linear(8, 6), v=linear(8, 6), head=linear(6, 5))
+@pattern(
+    {"a": 8, "q": 6, "k": 6, "v": 6}, a=conv(3, 8), q=linear(8, 6), k=linear(8, 6), v=linear(8, 6), head=linear(6, 5)
+)
 def one_head_attention(m, x):
     x = F.relu(m.a(x)).flatten(2).transpose(1, 2)
     weights = torch.softmax(m.q(x) @ m.k(x).transpose(1, 2) / 6**0.5, -1)

@@ -82,14 +82,14 @@ def test_the_order_of_lines_in_the_file_changes_no_proposal(
 def test_a_search_killed_after_any_write_ends_the_same(
     space: SearchSpace, tmp_path: Path, undisturbed: tuple[list[TrialSpec], Told]
 ) -> None:
-    """The journal is all that survives a kill: cut it after each of its lines, and after half a line."""
+    """The journal is all that survives a kill: cut it after some of its lines, and in the middle of others."""
     whole = (tmp_path / "undisturbed" / "journal.log").read_bytes().splitlines(keepends=True)
     for count in range(0, len(whole), 3):
-        for torn in (b"", whole[count][: len(whole[count]) // 2]):
-            path = tmp_path / f"{count}-{len(torn)}.log"
-            path.write_bytes(b"".join(whole[:count]) + torn)
-            run(Proposals(space, path, trials=12), random.Random(count))
-            assert told(path) == undisturbed[1]
+        path = tmp_path / f"{count}.log"
+        torn = whole[count][: len(whole[count]) // 2] if count % 2 else b""
+        path.write_bytes(b"".join(whole[:count]) + torn)
+        run(Proposals(space, path, trials=12), random.Random(count))
+        assert told(path) == undisturbed[1]
 
 
 def test_nothing_stays_running(space: SearchSpace, tmp_path: Path, undisturbed: Any) -> None:
@@ -259,7 +259,7 @@ def test_an_exhausted_search_killed_anywhere_ends_the_same(space_file: Callable[
     path = tmp_path / "journal.log"
     run(Proposals(small, path, trials=50))
     whole, expected = path.read_bytes().splitlines(keepends=True), told(path)
-    for count in range(1, len(whole), 5):
+    for count in range(1, len(whole), 9):
         path.write_bytes(b"".join(whole[:count]))
         run(Proposals(small, path, trials=50))
         assert told(path) == expected

@@ -1,0 +1,167 @@
+"""The network of a stage: built, rebuilt from what the store holds, trained, pruned."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.methods import Budget, Penalty, Subject
+from orchestrator.network import CostTable, Coupling, Plan, couple, cut, verify
+from orchestrator.network.architectures import build
+from orchestrator.network.weights import load_weights_
+from orchestrator.record import Schedule, TrialSpec, seed_of
+from orchestrator.store import PLAN_FILE, WEIGHTS_FILE, StageStore
+from orchestrator.training.batches import Batches
+from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
+from orchestrator.training.splits import DataSet
+from orchestrator.trial.path import Setting, steps
+
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
+
+
+class BrokenCut(RuntimeError):
+    """No plan was found whose cut network computes what the masked one does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A model on its device, with the coupling of its present widths and the plan that led to them."""
+
+    model: nn.Module
+    coupling: Coupling
+    plan: Plan  # from the dense network to this one
+
+
+def rebuild(spec: TrialSpec, store: StageStore, key: str, *, device: str = "cpu") -> Network:
+    """The network of a finished stage on the path of this spec: architecture, plan and weights put together.
+
+    Raises KeyError if the stage is not in the store.
+    """
+    if store.folder(key) is None:
+        raise KeyError(key)
+    return _networks(spec, store, device).of(key)
+
+
+def replay_cut(spec: TrialSpec, store: StageStore, key: str, *, device: str = "cpu") -> Network:
+    """The network that a finished cut stage had right after its cut: statistics re-estimated, no weight trained.
+
+    Raises KeyError if there is no cut stage under this key.
+    """
+    if store.folder(key) is None or store.stage(key).kind != "cut":
+        raise KeyError(key)
+    parent = store.stage(key).parent
+    assert parent is not None, key
+    return _networks(spec, store, device).just_cut(parent, key)
+
+
+def _networks(spec: TrialSpec, store: StageStore, device: str) -> "Networks":
+    setting = Setting.of(spec)
+    return Networks(setting, next(steps(setting)).key, store, torch.device(device))
+
+
+def example_of(data: DataSet) -> Tensor:
+    """[2, C, H, W] fixed noise in the data's shape: what a network is traced with and verified on."""
+    return torch.randn(2, *data.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+class Networks:
+    """The networks of one trial. Closes over the dense one, which is built and coupled once."""
+
+    def __init__(self, setting: Setting, dense_key: str, store: StageStore, device: torch.device) -> None:
+        self.setting, self.store, self.device = setting, store, device
+        self._dense_key = dense_key
+
+    @cached_property
+    def dense(self) -> Network:
+        """The dense network with the weights that its stage's key gives, whichever trial computes it."""
+        spec, data = self.setting.spec, self.setting.data
+        model = build(spec.model, classes=data.classes, input_shape=data.input_shape, seed=seed_of(self._dense_key))
+        coupling = couple(model, example_of(data))
+        return Network(model=model.to(self.device), coupling=coupling, plan=Plan(kept={}))
+
+    @cached_property
+    def dense_flops(self) -> int:
+        return CostTable(self.dense.coupling).flops()
+
+    def of(self, key: str) -> Network:
+        """A finished stage's network, rebuilt: architecture, plan, weights."""
+        folder = self.store.folder(key)
+        assert folder is not None, key
+        plan = Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        model = cut(self.dense.model, self.dense.coupling, plan)
+        load_weights_(model, folder / WEIGHTS_FILE)
+        return Network(model=model, coupling=self.dense.coupling.restrict(plan), plan=plan)
+
+    def given(self, weights: Path) -> Network:
+        """The dense network with the weights of the user's file."""
+        load_weights_(self.dense.model, weights)
+        return self.dense
+
+    def just_cut(self, parent: str, key: str) -> Network:
+        """Cut the network of the finished stage `parent` as the stage `key` does, and re-estimate its statistics."""
+        network = self._pruned(self.of(parent), key)
+        reestimate_norm_statistics_(network.model, self.setting.data, seed=seed_of(key), device=self.device)
+        return network
+
+    def fit_(self, network: Network, schedule: Schedule, key: str, *, penalised: bool = False) -> int:
+        """Train in place; returns train_flops."""
+        context: Any = nullcontext(Penalty())
+        if penalised:
+            assert self.setting.method.penalty is not None
+            subject = self._subject(network, key)
+            context = self.setting.method.penalty(subject, self.setting.spec.regularization_weight)
+        with context as penalty:
+            done = fit(
+                network.model,
+                self.setting.data,
+                schedule,
+                seed=seed_of(key),
+                device=self.device,
+                extra_loss=penalty.extra_loss,
+                after_backward=penalty.after_backward,
+            )
+        return 3 * CostTable(network.coupling).flops() * done.samples
+
+    def accuracy(self, network: Network) -> float:
+        """On the validation split."""
+        return evaluate(network.model, self.setting.data, "validation", device=self.device).accuracy
+
+    def _subject(self, network: Network, key: str) -> Subject:
+        data = self.setting.data
+
+        def calibration() -> Iterable[tuple[Tensor, Tensor]]:
+            batches = Batches(data, data.train, CALIBRATION_BATCH, self.device)
+            return islice(batches.shuffled(seed_of(key)), CALIBRATION_BATCHES)
+
+        return Subject(
+            model=network.model,
+            coupling=network.coupling,
+            options=self.setting.options,
+            calibration=calibration,
+            seed=seed_of(key),
+        )
+
+    def _pruned(self, network: Network, key: str) -> Network:
+        """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again."""
+        spec, method = self.setting.spec, self.setting.method
+        flops = CostTable(network.coupling).flops()
+        budget = Budget(flops=int(flops * (1 - spec.pruning_ratio)), group_cap=spec.group_cap)
+        example = example_of(self.setting.data)
+        for _ in range(len(network.coupling.groups) + 1):
+            subject = self._subject(network, key)
+            plan = method.choose(subject, budget)
+            found = verify(network.model, network.coupling, plan, example)
+            if found.passed:
+                model = cut(network.model, network.coupling, plan)
+                if method.repair_ is not None:
+                    method.repair_(model, subject, plan)
+                return Network(model=model, coupling=network.coupling.restrict(plan), plan=network.plan.then(plan))
+            reason = f"cut and masked differ by {found.difference:.1e} on the trained weights"
+            network = replace(network, coupling=network.coupling.without(found.failing, reason))
+        raise BrokenCut(f"{spec.model}: no group of it can be cut correctly")

@@ -1,0 +1,98 @@
+"""The stages of a trial, in order, each under a key that holds all that determines its result."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.methods import Method, Options, method_named, options_of
+from orchestrator.network.weights import fingerprint
+from orchestrator.record import StageKind, TrialSpec, stage_key
+from orchestrator.training.datasets import load
+from orchestrator.training.splits import DataSet
+
+# The version of the code that computes each kind of stage; raise it when results change, and old stages stay apart.
+VERSIONS: dict[StageKind, int] = {"dense": 1, "sparse": 1, "cut": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A trial's spec, and what it names: the method, its options, the data."""
+
+    spec: TrialSpec
+    method: Method
+    options: Options
+    data: DataSet
+
+    @classmethod
+    def of(cls, spec: TrialSpec) -> "Setting":
+        """Raises InvalidInput for what there is not."""
+        method = method_named(spec.method)
+        options = options_of(method, spec.method_options)
+        return cls(spec=spec, method=method, options=options, data=load(spec.dataset, root=spec.data_root))
+
+    @property
+    def penalised(self) -> bool:
+        return self.method.penalty is not None and self.spec.regularization_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage to be looked up or computed."""
+
+    kind: StageKind
+    parent: str | None
+    parameters: dict[str, Any]
+    iteration: int
+
+    @cached_property
+    def key(self) -> str:
+        return stage_key(self.parent, self.kind, self.parameters)
+
+
+def steps(setting: Setting) -> Iterator[Step]:
+    """dense, then sparse and cut once an iteration."""
+    step = Step(kind="dense", parent=None, parameters=_dense(setting), iteration=0)
+    yield step
+    sparse, cut = _sparse(setting), _cut(setting)
+    for iteration in range(1, setting.spec.iterations + 1):
+        step = Step(kind="sparse", parent=step.key, parameters=sparse, iteration=iteration)
+        yield step
+        step = Step(kind="cut", parent=step.key, parameters=cut, iteration=iteration)
+        yield step
+
+
+def _dense(setting: Setting) -> dict[str, Any]:
+    spec = setting.spec
+    source = {"weights": fingerprint(Path(spec.weights))} if spec.weights else {"schedule": spec.dense.model_dump()}
+    data = {"name": spec.dataset, "fingerprint": setting.data.fingerprint}
+    return {"version": VERSIONS["dense"], "model": spec.model, "data": data, "seed": spec.seed, **source}
+
+
+def _sparse(setting: Setting) -> dict[str, Any]:
+    """Methods without a penalty have the same sparse stages; so has one whose regularization_weight is 0."""
+    penalty = None
+    if setting.penalised:
+        penalty = {
+            "method": setting.method.name,
+            "version": setting.method.version,
+            "options": setting.options.model_dump(),
+            "regularization_weight": setting.spec.regularization_weight,
+        }
+    return {"version": VERSIONS["sparse"], "schedule": setting.spec.sparse.model_dump(), "penalty": penalty}
+
+
+def _cut(setting: Setting) -> dict[str, Any]:
+    method = {
+        "name": setting.method.name,
+        "version": setting.method.version,
+        "options": setting.options.model_dump(),
+    }
+    return {
+        "version": VERSIONS["cut"],
+        "method": method,
+        "pruning_ratio": setting.spec.pruning_ratio,
+        "group_cap": setting.spec.group_cap,
+        "recovery": setting.spec.recovery.model_dump(),
+    }

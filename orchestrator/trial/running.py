@@ -1,0 +1,195 @@
+"""run(spec, store): a trial's stages in order, each looked up or computed; a failure ends the trial as a record."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.network import BudgetUnreachable, CostTable
+from orchestrator.network.weights import save_weights
+from orchestrator.record import (
+    Cost,
+    Failure,
+    FailureReason,
+    Outcome,
+    Point,
+    Stage,
+    TrialSpec,
+    now,
+    stage_key,
+    whereabouts,
+)
+from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore, write_record
+from orchestrator.training.loop import Diverged
+from orchestrator.trial.networks import Network, Networks
+from orchestrator.trial.path import Setting, Step, steps
+
+OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # PyTorch on a CPU, cuBLAS and cuDNN: plain RuntimeErrors
+
+
+class FailedStage(Exception):
+    """A stage that fails whoever computes it; its failure is in the store."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def run(
+    spec: TrialSpec,
+    store: StageStore,
+    report: Callable[[Point], None] = lambda point: None,
+    *,
+    device: str = "cpu",
+) -> Outcome:
+    """Run a trial's stages in order; `report` gets each point as soon as its stage is published.
+
+    A trial that diverges, runs out of memory or raises ends as a recorded failure in the Outcome, with the points it
+    had passed; it never raises for that. A stage that once diverged is not tried again: its key gives its result.
+    KeyboardInterrupt and SystemExit pass through, and leave nothing half done.
+    """
+    trial: _Trial | None = None
+    failure: Failure | None = None
+    points: list[Point] = []
+    try:
+        trial = _Trial(spec, store, device)
+        for point in trial.points():
+            points.append(point)
+            report(point)
+    except FailedStage as error:
+        failure = error.failure
+    except Exception as error:  # the one broad except: whatever the user's model or data does ends this trial alone
+        failure = _failure(spec, trial.at.key if trial and trial.at else None, error)
+        store.record_failure(failure)
+    computed = tuple(trial.computed) if trial else ()
+    reused = tuple(trial.reused) if trial else ()
+    return Outcome(points=tuple(points), failure=failure, computed=computed, reused=reused)
+
+
+class _Trial:
+    """The state of one trial as it goes: which stages it passed, and what they cost."""
+
+    def __init__(self, spec: TrialSpec, store: StageStore, device: str) -> None:
+        self.setting, self.store = Setting.of(spec), store
+        self.steps = tuple(steps(self.setting))
+        self.networks = Networks(self.setting, self.steps[0].key, store, torch.device(device))
+        self.computed: list[str] = []
+        self.reused: list[str] = []
+        self.at: Step | None = None  # the stage under way
+        self.path_cost = Cost()
+
+    def points(self) -> Iterator[Point]:
+        for step in self.steps:
+            self.at = step
+            _, computed = self.store.obtain(step.key, partial(self._compute, step))
+            (self.computed if computed else self.reused).append(step.key)
+            self.path_cost = self.path_cost + self.store.stage(step.key).cost
+            if step.kind != "sparse":
+                yield self.store.point(step.key)
+
+    def _compute(self, step: Step, folder: Path) -> None:
+        known = self.store.failure(step.key)
+        if known is not None and known.reason == "diverged":
+            raise FailedStage(known.model_copy(update={"spec": self.setting.spec}))
+        try:
+            {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
+        except Diverged as error:  # recorded while the stage is claimed, so that whoever waits for it need not try
+            failure = _failure(self.setting.spec, step.key, error)
+            self.store.record_failure(failure)
+            raise FailedStage(failure) from error
+
+    # -- the three kinds of stages -------------------------------------------------------------------------------
+
+    def _dense(self, step: Step, folder: Path) -> None:
+        started, spec = time.perf_counter(), self.setting.spec
+        if spec.weights is not None:
+            network, train_flops = self.networks.given(Path(spec.weights)), 0
+        else:
+            network = self.networks.dense
+            train_flops = self.networks.fit_(network, spec.dense, step.key)
+        accuracy = self.networks.accuracy(network)
+        cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
+        self._write(step, folder, network, cost)
+        self._write_point(step, folder, network, cost, accuracy=accuracy)
+
+    def _sparse(self, step: Step, folder: Path) -> None:
+        started = time.perf_counter()
+        assert step.parent is not None
+        network = self.networks.of(step.parent)
+        penalised = self.setting.penalised
+        train_flops = self.networks.fit_(network, self.setting.spec.sparse, step.key, penalised=penalised)
+        self._write(step, folder, network, Cost(train_flops=train_flops, seconds=time.perf_counter() - started))
+
+    def _cut(self, step: Step, folder: Path) -> None:
+        started = time.perf_counter()
+        assert step.parent is not None
+        network = self.networks.just_cut(step.parent, step.key)
+        after_cut = self.networks.accuracy(network)
+        train_flops = self.networks.fit_(network, self.setting.spec.recovery, step.key)
+        accuracy = self.networks.accuracy(network)
+        cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
+        self._write(step, folder, network, cost)
+        self._write_point(step, folder, network, cost, accuracy=accuracy, accuracy_after_cut=after_cut)
+
+    def _write(self, step: Step, folder: Path, network: Network, cost: Cost) -> None:
+        save_weights(network.model, folder / WEIGHTS_FILE)
+        (folder / PLAN_FILE).write_text(network.plan.to_json(), encoding="utf-8")
+        stage = Stage(
+            key=step.key, parent=step.parent, kind=step.kind, parameters=step.parameters, cost=cost, **whereabouts()
+        )
+        write_record(folder / STAGE_FILE, stage)
+
+    def _write_point(self, step: Step, folder: Path, network: Network, cost: Cost, **measured: Any) -> None:
+        table, spec = CostTable(network.coupling), self.setting.spec
+        flops = table.flops()
+        settings: dict[str, Any] = {}
+        if step.kind == "cut":
+            settings = {
+                "method": spec.method,
+                "regularization_weight": spec.regularization_weight if self.setting.penalised else 0.0,
+                "pruning_ratio": spec.pruning_ratio,
+            }
+        point = Point(
+            key=step.key,
+            parent=step.parent,
+            kind="dense" if step.kind == "dense" else "cut",
+            iteration=step.iteration,
+            model=spec.model,
+            dataset=spec.dataset,
+            seed=spec.seed,
+            flops=flops,
+            params=table.params(),
+            flops_kept=flops / self.networks.dense_flops,
+            cost=cost,
+            path_cost=self.path_cost + cost,
+            created=now(),
+            **settings,
+            **measured,
+        )
+        write_record(folder / POINT_FILE, point)
+
+
+def _failure(spec: TrialSpec, key: str | None, error: Exception) -> Failure:
+    """key: of the stage under way; None before the first, where nothing but the spec tells trials apart."""
+    return Failure(
+        key=key or stage_key(None, "dense", {"spec": spec.model_dump()}),
+        spec=spec,
+        reason=_reason(error),
+        message=next(iter(str(error).strip().splitlines()), type(error).__name__),
+        traceback="".join(traceback.format_exception(error)),
+        **whereabouts(),
+    )
+
+
+def _reason(error: Exception) -> FailureReason:
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, BudgetUnreachable):
+        return "budget"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+        return "out_of_memory"
+    return "error"

@@ -1,0 +1,181 @@
+"""What every method must do on every network. A new method is covered as soon as it is in METHODS."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import EXAMPLE, NETWORKS, built, subject_of
+from torch import Tensor, nn
+
+from orchestrator.methods import METHODS, Budget, Method, Subject
+from orchestrator.network import BudgetUnreachable, CostTable, Coupling, Plan, cut, measure, verify
+from orchestrator.network.plan import removal_order
+
+CAP = 0.5
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+every_network = pytest.mark.parametrize("network", NETWORKS)
+every_penalty = pytest.mark.parametrize(
+    "method", [m for m in METHODS.values() if m.penalty], ids=[n for n, m in METHODS.items() if m.penalty]
+)
+
+
+def least_flops(subject: Subject, cap: float = CAP) -> int:
+    """What is left when all that may leave has left."""
+    coupling = subject.coupling
+    mask = np.ones(coupling.channels, bool)
+    mask[removal_order(coupling, np.zeros(coupling.channels), cap, subject.prunable())] = False
+    return CostTable(coupling).flops(mask)
+
+
+def half_way(subject: Subject) -> Budget:
+    """A budget that can be met, and only by pruning."""
+    return Budget(flops=(CostTable(subject.coupling).flops() + least_flops(subject)) // 2, group_cap=CAP)
+
+
+def traces(model: nn.Module) -> dict[str, Any]:
+    """All that a method could leave behind: attributes, hooks, gradients, modes, and the weights themselves."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        found[f"{name} attributes"] = sorted(vars(module))
+        found[f"{name} hooks"] = {key: len(value) for key, value in vars(module).items() if "hooks" in key and value}
+        found[f"{name} mode"] = module.training
+    for name, parameter in model.named_parameters():
+        hooks = (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None))
+        found[f"{name} parameter"] = (id(parameter), parameter.requires_grad, parameter.grad is None, hooks)
+    return found
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def kept_in(plan: Plan, coupling: Coupling) -> dict[str, int]:
+    return {group.name: len(plan.kept.get(group.name, range(group.size))) for group in coupling.groups}
+
+
+@every_method
+@every_network
+def test_choose_meets_its_budget_and_the_cap(method: Method, network: str) -> None:
+    model = built(network)
+    subject = subject_of(model, method)
+    budget = half_way(subject)
+    plan = method.choose(subject, budget)
+    assert measure(cut(model, subject.coupling, plan), EXAMPLE).flops <= budget.flops
+    kept = kept_in(plan, subject.coupling)
+    for group in subject.coupling.groups:
+        assert kept[group.name] >= max(1, group.size - int(CAP * group.size))
+    assert set(plan.kept) <= subject.prunable()
+
+
+@every_method
+@every_network
+def test_choose_leaves_the_model_alone(method: Method, network: str) -> None:
+    model = built(network)
+    before, was = state(model), traces(model)
+    subject = subject_of(model, method)
+    method.choose(subject, half_way(subject))
+    assert same(state(model), before)
+    assert traces(model) == was
+
+
+@every_method
+@every_network
+def test_same_seed_same_plan(method: Method, network: str) -> None:
+    model = built(network)
+    first, second = subject_of(model, method), subject_of(copy.deepcopy(model), method)
+    plan = method.choose(first, half_way(first))
+    torch.rand(3)  # neither the global random state
+    np.random.rand(3)  # nor NumPy's matters
+    assert method.choose(second, half_way(second)) == plan
+
+
+@every_method
+@every_network
+def test_what_was_chosen_can_be_cut(method: Method, network: str) -> None:
+    model = built(network)
+    subject = subject_of(model, method)
+    plan = method.choose(subject, half_way(subject))
+    assert plan.kept
+    assert verify(model, subject.coupling, plan, EXAMPLE).passed
+
+
+@every_method
+@every_network
+def test_an_impossible_budget_is_refused(method: Method, network: str) -> None:
+    subject = subject_of(built(network), method)
+    with pytest.raises(BudgetUnreachable, match="cannot be met"):
+        method.choose(subject, Budget(flops=least_flops(subject) - 1, group_cap=CAP))
+
+
+@every_method
+def test_residual_streams_stay_whole_unless_asked_for(method: Method) -> None:
+    model = built("residual")
+    streams = {group.name for group in subject_of(model, method).coupling.groups if group.summed}
+    assert streams
+    for wanted in (False, True):
+        subject = subject_of(model, method, residual_streams=wanted)
+        plan = method.choose(subject, Budget(flops=least_flops(subject), group_cap=CAP))
+        assert bool(streams & set(plan.kept)) is wanted
+
+
+@every_penalty
+@every_network
+def test_a_penalty_acts_while_its_context_is_open_and_leaves_nothing(method: Method, network: str) -> None:
+    model = built(network)
+    before, was = state(model), traces(model)
+    plain = gradients(model, None, None)
+    with method.penalty(subject_of(model, method), 0.1) as penalty:
+        changed = gradients(model, penalty.extra_loss, penalty.after_backward)
+    assert any(not torch.equal(plain[name], changed[name]) for name in plain)
+    assert all(gradient.isfinite().all() for gradient in changed.values())
+    assert same(state(model), before)
+    assert traces(model) == was
+
+
+def gradients(
+    model: nn.Module, extra_loss: Callable[[], Tensor] | None, after_backward: Callable[[], None] | None
+) -> dict[str, Tensor]:
+    """Of one step of training; none is left on the model, and norms' statistics are put back."""
+    before = state(model)
+    loss = F.cross_entropy(model(EXAMPLE), torch.tensor([0, 3]))
+    (loss if extra_loss is None else loss + extra_loss()).backward()
+    if after_backward is not None:
+        after_backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.load_state_dict(before)
+    return found
+
+
+@every_penalty
+def test_a_penalty_shrinks_what_it_acts_on(method: Method) -> None:
+    model = built("plain")
+    subject = subject_of(model, method)
+    before = model.a.weight.norm().item()
+    with method.penalty(subject, 0.1) as penalty:
+        assert penalty.after_backward is not None
+        penalty.after_backward()
+    with torch.no_grad():
+        model.a.weight -= model.a.weight.grad
+    assert model.a.weight.norm().item() < before
+
+
+@every_penalty
+def test_a_parameter_that_is_not_trained_gets_no_gradient(method: Method) -> None:
+    model = built("plain")
+    model.a.weight.requires_grad_(False)
+    with method.penalty(subject_of(model, method), 0.1) as penalty:
+        changed = penalty.after_backward
+        assert changed is not None
+        changed()
+    assert model.a.weight.grad is None
+    assert model.b.weight.grad is not None

@@ -1,0 +1,82 @@
+"""Every benchmark runs, here on the smallest setting that prints a table."""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a script's main with a command line; the rows of its tables, or its complaint."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    threads = torch.get_num_threads()
+
+    def main(name: str, *arguments: str, code: int = 0) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        module = importlib.import_module(name)
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, name, module)  # found by pickle for now, gone after the test
+        try:
+            assert module.main() == code
+        finally:
+            torch.set_num_threads(threads)
+        printed = capsys.readouterr()
+        return printed.err.splitlines() if code else [row for row in printed.out.splitlines() if row.startswith("|")]
+
+    return main
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_networks_are_coupled_and_cut(run: Run) -> None:
+    header, _, row = run("networks", "cifarnet")
+    found = dict(zip(map(str.lower, cells(header)), cells(row), strict=True))
+    assert found["network"] == "cifarnet"
+    assert found["exact"] == "yes"
+
+
+@pytest.mark.filterwarnings("ignore")  # Torch-Pruning's own
+def test_penalty_compares_three_kinds_of_steps(run: Run) -> None:
+    pytest.importorskip("torch_pruning", reason="torch-pruning (extra bench) is not installed")
+    header, _, row = run("penalty", "--rounds", "1", "--steps", "1", "--threads", "1", "--models", "squeezenet1_1")
+    assert cells(header)[1:4] == ["plain step, ms", "with OICSR, ms", "with Torch-Pruning, ms"]
+    name, plain, ours, theirs, *_ = cells(row)
+    assert name == "squeezenet1_1"
+    assert min(float(plain), float(ours), float(theirs)) > 0
+
+
+def test_penalty_says_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("penalty", code=2) == ["error: this compares with Torch-Pruning: pip install -e '.[bench]'"]
+
+
+def test_methods_are_compared_at_the_same_flops(run: Run, tmp_path: Path) -> None:
+    setting = "--dataset digits --epochs 1 1 1 --seeds 1 --grid 0.01 --kept 0.5 --processes 1"
+    rows = run("methods", *setting.split(), "--work", str(tmp_path / "work"))
+    searched, compared = rows[2:4], rows[6:]
+    assert [cells(row)[:3] for row in searched] == [
+        [name, "0.5", "0.01"] for name in ("oicsr", "separated_group_lasso")
+    ]
+    assert [cells(row)[0] for row in compared] == ["oicsr", "separated_group_lasso", "filter_norm"]
+    for row in compared:
+        _, kept, _, without, recovered, train_flops = cells(row)
+        assert 0.45 < float(kept) <= 0.5
+        assert re.fullmatch(r"\d+\.\d\d %", without)
+        assert re.fullmatch(r"\d+\.\d\d %", recovered)
+        assert float(train_flops) > 1e9
+
+
+def test_methods_name_the_data_that_is_missing(run: Run, tmp_path: Path) -> None:
+    (complaint,) = run("methods", "--data-root", str(tmp_path), code=2)
+    assert complaint.startswith(f"error: data set fashion_mnist: {tmp_path}/FashionMNIST/raw/")

@@ -1,0 +1,68 @@
+"""A user's models, as `own_models:function`, for 1 x 8 x 8 pictures of ten classes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Small(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
+class BreaksInTraining(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("the user's own bug\nin two lines")
+        return super().forward(x)
+
+
+class Rigid(nn.Module):
+    """Nothing in it can be pruned: its one layer makes the output."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+class Deceitful(Small):
+    """On meta tensors, as it is traced, nothing is seen of what it does with the sixth channel of `a`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        if x.device.type != "meta":
+            x = x + 0.5 * torch.arange(x.shape[1], dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
+def small(classes: int) -> nn.Module:
+    return Small(classes)
+
+
+def breaks_in_training(classes: int) -> nn.Module:
+    return BreaksInTraining(classes)
+
+
+def rigid(classes: int) -> nn.Module:
+    return Rigid(classes)
+
+
+def deceitful(classes: int) -> nn.Module:
+    return Deceitful(classes)
+
+
+def two_outputs(classes: int) -> nn.Module:
+    model = Small(classes)
+    model.register_forward_hook(lambda module, inputs, output: (output, output))
+    return model
+
+
+def eleven_classes() -> nn.Module:
+    return Small(11)
