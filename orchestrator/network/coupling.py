@@ -185,7 +185,7 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
         channel[mine] = np.arange(start, start + len(mine))
         name = makers[0][0].rsplit(".", 1)[0]
         names[name] += 1
-        reasons = [solution.inexact[c] for c in mine.tolist() if c in solution.inexact]
+        inexact = mine[solution.inexact.marked[mine]]
         groups.append(
             Group(
                 name=name if names[name] == 1 else f"{name}#{names[name]}",
@@ -193,9 +193,9 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
                 size=len(mine),
                 members=tuple(members),
                 made=makers,
-                exact=not reasons,
-                inexact_reason=reasons[0] if reasons else None,
-                summed=bool(solution.summed & set(mine.tolist())),
+                exact=not inexact.size,
+                inexact_reason=solution.inexact.of(inexact[0]) if inexact.size else None,
+                summed=bool(solution.summed[mine].any()),
             )
         )
         start += len(mine)
@@ -221,11 +221,11 @@ def _with_channels(call: Call, solution: Solution, channel: Ints) -> Call:
 
 def _wanted(solution: Solution) -> Bools:
     """[components] True for channels: not frozen, and made by some layer."""
-    wanted = np.zeros(int(solution.component.max()) + 1, bool)
+    wanted = np.zeros(len(solution.summed), bool)
     for key in solution.made:
         if key in solution.dims:
             wanted[solution.dims[key]] = True
-    wanted[list(solution.reasons)] = False
+    wanted[solution.frozen.marked] = False
     wanted[solution.component[0]] = False
     return wanted
 
@@ -268,7 +268,7 @@ def _frozen(solution: Solution, wanted: Bools) -> tuple[Frozen, ...]:
                 continue
             layer = key[0].rsplit(".", 1)[0]
             for component in components[~wanted[components] & ~seen[components]].tolist():
-                reason = solution.reasons.get(component, "no layer makes it")
+                reason = solution.frozen.of(component) or "no layer makes it"
                 counts[layer, reason] = counts.get((layer, reason), 0) + 1
             seen[components] = True
     for recording in solution.recordings:

@@ -133,11 +133,26 @@ def _linear(trace: Trace, op: Op, x: Tensor, axes: Axes, *, flipped: bool = Fals
     trace.set(op.out, result)
 
 
+# where the channels of a product may lie: rows of a, shared in a, columns of b, shared in b, any dimension before
+PRODUCTS = {
+    (True, False, False, False, False),
+    (False, False, True, False, False),
+    (False, True, False, True, False),
+    (False, True, False, False, False),
+    (False, False, False, True, False),
+    (True, False, False, True, False),
+    (False, True, True, False, False),
+    (False, False, False, False, True),
+    (False, False, False, False, False),
+}
+
+
 def _product(trace: Trace, op: Op, a: Tensor, b: Tensor) -> None:
     """a [..., i, k] times b [..., k, j]: the shared dimension is the same channels on both sides."""
     rows, columns = lb.varies(a, a.ndim - 2), lb.varies(b, b.ndim - 1)
     shared_a, shared_b = lb.varies(a, a.ndim - 1), lb.varies(b, b.ndim - 2)
-    if (rows and shared_a) or (columns and shared_b) or (rows and columns):
+    heads = any(lb.varies(t, dim) for t in (a, b) for dim in range(t.ndim - 2))
+    if (rows, shared_a, columns, shared_b, heads) not in PRODUCTS:
         _freeze_call(trace, op, f"{op.name} mixes two channel dimensions")
         return
     if shared_a and shared_b:

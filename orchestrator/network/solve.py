@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from orchestrator.network import labels as lb
-from orchestrator.network.recording import Note, Recording
+from orchestrator.network.recording import Recording
 
 Ints = npt.NDArray[np.int64]
 ParameterDim = tuple[str, int]
@@ -24,14 +24,36 @@ class Fixed:
     positions: list[tuple[ParameterDim, Ints, str]] = field(default_factory=list)
 
 
+class Marks:
+    """A reason for some of the components: the first that was given."""
+
+    def __init__(self, components: int) -> None:
+        self.which: Ints = np.full(components, -1, np.int64)  # [components] -> position in `reasons`, -1 if none
+        self.reasons: list[str] = []
+
+    def add(self, components: Ints, reason: str) -> None:
+        self.which[components[self.which[components] < 0]] = len(self.reasons)
+        self.reasons.append(reason)
+
+    def of(self, component: int) -> str | None:
+        found = int(self.which[component])
+        return self.reasons[found] if found >= 0 else None
+
+    @property
+    def marked(self) -> npt.NDArray[np.bool_]:
+        """[components] True for those that have a reason."""
+        found: npt.NDArray[np.bool_] = self.which >= 0
+        return found
+
+
 @dataclass(kw_only=True)
 class Solution:
     """Every label's component, and what is known of each component. Component 0 is that of the blank label."""
 
     component: Ints  # [labels + 1]
-    reasons: dict[int, str]  # frozen component -> why, the first reason found
-    inexact: dict[int, str]
-    summed: set[int]
+    frozen: "Marks"
+    inexact: "Marks"
+    summed: npt.NDArray[np.bool_]  # [components]
     dims: dict[ParameterDim, Ints]  # component of every position along a parameter's dimension
     made: set[ParameterDim]
     order: list[str]
@@ -49,22 +71,31 @@ def solve(recordings: Sequence[Recording], fixed: Fixed) -> Solution:
     """Unify what was seen in all passes (evaluation and training mode) of one model."""
     offsets = [sum(r.count for r in recordings[:i]) for i in range(len(recordings))]
     component = _components(recordings, offsets)
+    components = int(component.max()) + 1
     solution = Solution(
-        component=component, reasons={}, inexact={}, summed=set(), dims={}, made=set(), order=[],
-        recordings=recordings, offsets=offsets,
-    )  # fmt: skip
+        component=component,
+        frozen=Marks(components),
+        inexact=Marks(components),
+        summed=np.zeros(components, bool),
+        dims={},
+        made=set(),
+        order=[],
+        recordings=recordings,
+        offsets=offsets,
+    )
     for which, recording in enumerate(recordings):
-        _collect(solution.reasons, solution, which, recording.frozen)
-        _collect(solution.inexact, solution, which, recording.inexact)
+        for note in recording.frozen:
+            solution.frozen.add(solution.of(note.labels, which), note.reason)
+        for note in recording.inexact:
+            solution.inexact.add(solution.of(note.labels, which), note.reason)
         for labels in recording.summed:
-            solution.summed.update(solution.of(labels, which).tolist())
+            solution.summed[solution.of(labels, which)] = True
         solution.made.update(key for key, role in recording.roles.items() if role == "made")
         solution.order += [name for name in recording.order if name not in solution.order]
     for which, recording in enumerate(recordings):
         _axes(solution, which, recording)
     for (name, dim), indices, reason in fixed.positions:
-        for found in solution.dims[name, dim][indices].tolist():
-            solution.reasons.setdefault(found, reason)
+        solution.frozen.add(solution.dims[name, dim][indices], reason)
     weights = dict(solution.dims)
     while _elements(solution):  # freezing the channels of one parameter can change what another follows
         solution.dims = dict(weights)
@@ -99,12 +130,6 @@ def _components(recordings: Sequence[Recording], offsets: list[int]) -> Ints:
     return component
 
 
-def _collect(into: dict[int, str], solution: Solution, which: int, notes: list[Note]) -> None:
-    for note in notes:
-        for found in np.unique(solution.of(note.labels, which)).tolist():
-            into.setdefault(found, note.reason)
-
-
 def _axes(solution: Solution, which: int, recording: Recording) -> None:
     for name, vectors in recording.axes.items():
         for dim, vector in enumerate(vectors):
@@ -115,18 +140,16 @@ def _axes(solution: Solution, which: int, recording: Recording) -> None:
 def _elements(solution: Solution) -> bool:
     """Which dimension of each element-wise parameter follows channels. True if something had to be frozen."""
     changed = False
-    fixed = np.zeros(int(solution.component.max()) + 1, bool)
-    fixed[list(solution.reasons)] = True
     for which, recording in enumerate(solution.recordings):
         for name, labels in recording.elements.items():
             found = solution.of(labels, which)
-            free = np.where(fixed[found], -1, found)
+            free = np.where(solution.frozen.which[found] >= 0, -1, found)
             if not (free >= 0).any():
                 continue
             dims = _following(free)
             if len(dims) > 1:
                 reason = f"{name} follows channels along {len(dims)} dimensions"
-                solution.reasons.update(dict.fromkeys(np.unique(free[free >= 0]).tolist(), reason))
+                solution.frozen.add(free[free >= 0], reason)
                 changed = True
                 continue
             dim = dims[0] if dims else 0

@@ -227,8 +227,7 @@ class Trace(TorchDispatchMode):
         try:
             out = meta.run(func, args, kwargs)
         except Exception as error:
-            found = tuple(label for tensor in tensors_in((args, kwargs)) for label in self._seen(tensor))
-            step = Step(operator=short_name(func), module=self.where, results=found)
+            step = self._failed(func, tensors_in((args, kwargs)))
             raise PassFailed(step, len(self.recording.steps), error) from error
         if func._schema.is_mutable and out is not args[0] and isinstance(out, Tensor):
             out = args[0]  # a tensor of another device, written in place: meta.run wrote into a copy
@@ -296,14 +295,21 @@ class Trace(TorchDispatchMode):
             self.freeze(labels, "the model's output")
         self._step("output", results)
 
-    def _seen(self, tensor: Tensor) -> list[Tensor]:
-        """Labels that a tensor already carries, without giving any to a parameter that has none yet."""
-        value = self.value(tensor)
-        if isinstance(value, Tensor):
-            return [lb.core(value)]
+    def _failed(self, func: Any, operands: Sequence[Tensor]) -> Step:
+        """The operator that raised, with what its operands carried.
+
+        Parameters count only if no activation carries anything: a layer does not fail for what it makes.
+        """
+        values = [self.value(operand) for operand in operands]
+        found = [lb.core(value) for value in values if isinstance(value, Tensor)]
+        if not any((labels > 0).any() for labels in found):
+            found += [labels for value in values if isinstance(value, Axes) for labels in self._known_of(value.name)]
+        return Step(operator=short_name(func), module=self.where, results=tuple(found))
+
+    def _known_of(self, name: str) -> list[Tensor]:
+        """Labels of a parameter, without giving any to one that has none yet."""
         source = self.seeds or self.recording
-        vectors = [v for v in source.axes.get(value.name, []) if v is not None]
-        return [*vectors, source.elements.get(value.name, no_labels())]
+        return [*(v for v in source.axes.get(name, []) if v is not None), source.elements.get(name, no_labels())]
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         self.stack.append(self.modules.get(id(module), ("", type(module).__name__)))

@@ -657,6 +657,104 @@ def linear_over_places(m, x):
     return m.head((x + m.places(x)).mean(2))
 
 
+@pattern({"a": 8, "weight": 6}, a=conv(3, 8), weight=parameter(6, 8), head=linear(6, 5))
+def weight_from_the_left(m, x):
+    return m.head(F.relu(m.weight @ F.relu(m.a(x)).flatten(2)).mean(2))
+
+
+@pattern({"a": 8, "table": 8}, shape=(1, 4, 6), a=linear(6, 8), table=nn.Embedding(4, 8), head=linear(8, 5))
+def embedding(m, x):
+    places = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+    return m.head((m.a(x) * m.table(places)).mean(1))
+
+
+@pattern({"qkv": 8, "out": 8}, shape=(1, 4, 6), qkv=linear(6, 24), out=linear(8, 8), head=linear(8, 5))
+def attention_unbound(m, x):
+    q, k, v = m.qkv(x).reshape(x.shape[0], x.shape[1], 3, -1).unbind(2)
+    return m.head(F.gelu(m.out(torch.softmax(q @ k.transpose(1, 2), -1) @ v)).mean(1))
+
+
+@pattern(
+    {"q": 4, "k": 4, "v": 4, "out": 8},
+    shape=(1, 4, 6),
+    q=linear(6, 8),
+    k=linear(6, 8),
+    v=linear(6, 8),
+    out=linear(8, 8),
+    head=linear(8, 5),
+)
+def attention_of_two_heads(m, x):
+    n, t, _ = x.shape
+    q, k, v = (layer(x).view(n, t, 2, -1).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    mixed = torch.softmax(q @ k.transpose(2, 3), -1) @ v
+    return m.head(F.gelu(m.out(mixed.transpose(1, 2).reshape(n, t, -1))).mean(1))
+
+
+@pattern(
+    {"out": 8},
+    shape=(1, 4, 6),
+    q=linear(6, 8),
+    v=linear(6, 8),
+    out=linear(8, 8),
+    head=linear(8, 5),
+    frozen={"q": "aten.bmm|width fixed", "v": "aten.bmm|width fixed"},
+)
+def heads_by_the_dozen(m, x):
+    """As many heads as the width allows, of two channels each: no head may leave without its values."""
+    n, t, _ = x.shape
+    q, v = (layer(x).view(n, t, -1, 2).transpose(1, 2) for layer in (m.q, m.v))
+    mixed = torch.sigmoid(q @ v.transpose(2, 3)) @ v
+    return m.head(F.gelu(m.out(mixed.transpose(1, 2).reshape(n, t, -1))).mean(1))
+
+
+@pattern({"b": 6}, a=conv(3, 8), b=conv(1, 6), head=linear(6, 5), frozen={"a": "width fixed in code at aten.select"})
+def one_channel_selected(m, x):
+    return m.head(pooled(F.relu(m.b(F.relu(m.a(x))[:, 3, None]))))
+
+
+@pattern({"b": 6}, a=conv(3, 8), order=torch.tensor([3, 1]), b=conv(2, 6), head=linear(6, 5), frozen={"a": "by index"})
+def channels_selected(m, x):
+    return m.head(pooled(F.relu(m.b(F.relu(m.a(x)).index_select(1, m.order)))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), order=torch.tensor([3, 1]), b=conv(8, 6), head=linear(6, 5))
+def places_selected(m, x):
+    return m.head(pooled(F.relu(m.b(F.relu(m.a(x)).index_select(2, m.order)[:, :, :, m.order]))))
+
+
+@pattern({"b": 6}, a=conv(3, 8), b=conv(4, 6), head=linear(6, 5), frozen={"a": "no rule for aten"})
+def pooled_over_channels(m, x):
+    x = F.relu(m.a(x)).flatten(2).transpose(1, 2)
+    return m.head(pooled(F.relu(m.b(F.max_pool1d(x, 2).transpose(1, 2).unflatten(2, (8, 8))))))
+
+
+@pattern(
+    {"b": 6}, a=conv(3, 8), b=conv(6, 6), head=linear(6, 5), frozen={"a": "width fixed in code at aten.constant_pad"}
+)
+def channels_cropped(m, x):
+    return m.head(pooled(F.relu(m.b(F.pad(F.relu(m.a(x)), (0, 0, 0, 0, -1, -1))))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5))
+def sum_of_zeros_over_channels(m, x):
+    x = F.relu(m.a(x))
+    return m.head(pooled(F.relu(m.b(x / (1 + x.sum(1, keepdim=True))))))
+
+
+@pattern(
+    {"b": 5}, a=conv(3, 8), mix=nn.Conv2d(8, 4, 1), b=linear(8, 5), head=linear(5, 5), frozen={"a": "mixes channels"}
+)
+def convolution_over_places(m, x):
+    x = F.relu(m.a(x)).permute(0, 2, 1, 3)  # [N, rows, channels, columns]: the next layer mixes rows
+    return m.head(F.relu(m.b(F.relu(m.mix(x)).mean((1, 3)))))
+
+
+@pattern({}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), frozen={"a": "mixes channels of different places"})
+def places_viewed_as_channels(m, x):
+    x = F.relu(m.a(x)).permute(0, 2, 3, 1).reshape(x.shape[0], 8 * 8 * 8)
+    return m.head(pooled(F.relu(m.b(x.view(-1, 8, 64).view(-1, 8, 8, 8)))))
+
+
 # -- sharing and modes -----------------------------------------------------------------------------------------------
 
 
