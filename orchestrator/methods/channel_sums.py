@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from orchestrator.network import Coupling, UnsupportedModel
 
 Ints = npt.NDArray[np.int64]
-BLOCK = 300_000  # weights that are worked on at once: with their gradient about what a core's cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,87 +20,30 @@ class _Part:
     parameter: nn.Parameter
     places: tuple[tuple[int, slice], ...]
 
-    def sums(self, power: int, scratch: Tensor) -> list[Tensor]:
-        """For each place, the sums of |weight| ** power over everything but its dimension.
-
-        scratch: float32, as many elements as the largest weight; its contents are lost. Without it a step allocates as
-        much memory as the network has weights, which on a CPU costs more than the sums.
-        """
+    def sums(self, power: int) -> list[Tensor]:
+        """For each place, the sums of |weight| ** power over everything but its dimension."""
         weight = self.parameter.detach().float()
         followed = [dim for dim, _ in self.places]
-        table = _Table.of(weight) if max(followed) < 2 else None
-        if table is None:
-            powers = _powers(weight, power)
-            return [powers.movedim(dim, 0).reshape(weight.shape[dim], -1).sum(1) for dim in followed]
-        if followed == [0]:
-            norms = torch.linalg.vector_norm(table.matrix, power, 1)
-            return [norms.square_() if power == 2 else norms]
-        powers = _powers(table.matrix, power, out=scratch[: weight.numel()].view_as(table.matrix))
-        return [powers.sum(1) if dim == 0 else table.gathered(powers.sum(0)) for dim in followed]
+        others = [dim for dim in range(weight.ndim) if dim not in followed and weight.shape[dim] > 1]
+        table = _summed(weight, power, others).reshape([weight.shape[dim] for dim in followed])
+        if len(followed) == 1:
+            return [table]
+        return [table.sum([other for other in range(len(followed)) if other != dim]) for dim in range(len(followed))]
 
-    def add_scaled_(self, gradient: Tensor, of_all: Tensor) -> None:
-        """gradient += weight x the sum of the factors of its channels."""
-        parts = {dim: of_all[place].to(gradient.dtype) for dim, place in self.places}
-        weight, ndim = self.parameter, self.parameter.ndim
-        ours, theirs = (_Table.of(tensor) if max(parts) < 2 else None for tensor in (weight, gradient))
-        if ours is not None and theirs is not None and ours.short_rows and theirs.short_rows and not weight.is_cuda:
-            ours.add_scaled_(theirs.matrix, parts)
-            return
-        shaped = (factors.view([-1 if d == dim else 1 for d in range(ndim)]) for dim, factors in parts.items())
-        gradient.addcmul_(weight, reduce(torch.add, shaped))
+    def factors(self, of_all: Tensor) -> Tensor:
+        """What each weight is to be multiplied by, broadcastable to the parameter: the sum over its channels."""
+        shapes = ([-1 if other == dim else 1 for other in range(self.parameter.ndim)] for dim, _ in self.places)
+        parts = [of_all[place].view(shape) for (_, place), shape in zip(self.places, shapes, strict=True)]
+        return reduce(torch.add, parts).to(self.parameter.dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A weight [rows, columns, *kernel] seen as a matrix without a copy: each row's elements as they lie in memory."""
-
-    matrix: Tensor  # [rows, columns x kernel places], or the places first where the weight is channels_last
-    columns: int
-    kernel: int
-    places_first: bool
-
-    @classmethod
-    def of(cls, weight: Tensor) -> "_Table | None":
-        """None if the weight has fewer than two dimensions, or lies in memory in another way."""
-        if weight.ndim < 2 or not weight.numel():
-            return None
-        kernel = weight[0, 0].numel()
-        if weight.is_contiguous():
-            return cls(matrix=weight.flatten(1), columns=weight.shape[1], kernel=kernel, places_first=False)
-        moved = weight.movedim(1, -1)
-        if moved.is_contiguous():
-            return cls(matrix=moved.flatten(1), columns=weight.shape[1], kernel=kernel, places_first=True)
-        return None
-
-    @property
-    def short_rows(self) -> bool:
-        """Whether broadcasting a factor a column would run an innermost loop of a kernel's few places."""
-        return self.kernel > 1 and not self.places_first
-
-    def add_scaled_(self, gradient: Tensor, parts: dict[int, Tensor]) -> None:
-        """Two passes over full rows, block by block so that the second finds the block in the cache.
-
-        On contiguous 3 x 3 weights this takes two thirds of the time of one pass with broadcast factors.
-        """
-        rows, columns = parts.get(0), parts.get(1)
-        spread = None if columns is None else columns.repeat_interleave(self.kernel)
-        step = max(1, BLOCK // self.matrix.shape[1])
-        for start in range(0, len(self.matrix), step):
-            block = slice(start, start + step)
-            if rows is not None:
-                gradient[block].addcmul_(self.matrix[block], rows[block, None])
-            if spread is not None:
-                gradient[block].addcmul_(self.matrix[block], spread)
-
-    def gathered(self, sums: Tensor) -> Tensor:
-        """[columns x places] -> [columns]"""
-        if self.places_first:
-            return sums.view(self.kernel, self.columns).sum(0)
-        return sums.view(self.columns, self.kernel).sum(1)
-
-
-def _powers(weight: Tensor, power: int, out: Tensor | None = None) -> Tensor:
-    return torch.mul(weight, weight, out=out) if power == 2 else torch.abs(weight, out=out)
+def _summed(weight: Tensor, power: int, dims: list[int]) -> Tensor:
+    """The sum of |weight| ** power over dimensions; the way that is fastest in the weight's layout."""
+    if not dims or dims[0] == 0 or not weight.is_contiguous():
+        values = weight.square() if power == 2 else weight.abs()
+        return values.sum(dims) if dims else values
+    norms: Tensor = torch.linalg.vector_norm(weight, power, dims)
+    return norms.square_() if power == 2 else norms
 
 
 class ChannelSums:
@@ -147,8 +89,6 @@ class ChannelSums:
         index = np.where(channels < 0, count, channels)  # fixed positions go to one more place, which is never read
         self._index = torch.from_numpy(index).to(device)
         numbers = np.bincount(index, sizes, count + 1)[:count]
-        largest = max((part.parameter.numel() for part in self._parts), default=0)
-        self._scratch = torch.empty(largest, device=device)
         self.weights_of = torch.from_numpy(numbers).to(device, torch.float32)
 
     @torch.no_grad()
@@ -162,7 +102,7 @@ class ChannelSums:
         return self._gather(1)
 
     def _gather(self, power: int) -> Tensor:
-        sums = [each for part in self._parts for each in part.sums(power, self._scratch)]
+        sums = [each for part in self._parts for each in part.sums(power)]
         total = torch.zeros(self.coupling.channels + 1, device=self._index.device)
         if sums:
             total.index_add_(0, self._index, torch.cat(sums))
@@ -181,7 +121,7 @@ class ChannelSums:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            part.add_scaled_(parameter.grad, factors)
+            parameter.grad.addcmul_(parameter, part.factors(factors))
 
 
 def _parameter(model: nn.Module, coupling: Coupling, name: str) -> nn.Parameter:
