@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from orchestrator import cli, trial
 from orchestrator.record import Schedule, TrialSpec
 from orchestrator.store import StageStore
-from typer.testing import CliRunner
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
