@@ -49,11 +49,10 @@ def test_networks_are_coupled_and_cut(run: Run) -> None:
 @pytest.mark.filterwarnings("ignore")  # Torch-Pruning's own
 def test_penalty_compares_three_kinds_of_steps(run: Run) -> None:
     pytest.importorskip("torch_pruning", reason="torch-pruning (extra bench) is not installed")
-    header, _, row = run("penalty", "--rounds", "1", "--steps", "1", "--threads", "1", "--models", "squeezenet1_1")
-    assert cells(header)[1:4] == ["plain step, ms", "with OICSR, ms", "with Torch-Pruning, ms"]
-    name, plain, ours, theirs, *_ = cells(row)
-    assert name == "squeezenet1_1"
-    assert min(float(plain), float(ours), float(theirs)) > 0
+    header, _, *rows = run("penalty", "--rounds", "1", "--steps", "1", "--threads", "1", "--models", "squeezenet1_1")
+    assert cells(header)[2:5] == ["plain step, ms", "with OICSR, ms", "with Torch-Pruning, ms"]
+    assert [cells(row)[:2] for row in rows] == [["squeezenet1_1", "default"], ["squeezenet1_1", "all"]]
+    assert min(float(cell) for row in rows for cell in cells(row)[2:5]) > 0
 
 
 def test_penalty_says_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ class _Part:
         weight = self.parameter.detach().float()
         followed = [dim for dim, _ in self.places]
         others = [dim for dim in range(weight.ndim) if dim not in followed and weight.shape[dim] > 1]
+        if followed == [1] and weight.is_contiguous():  # full rows are summed faster than each place of a kernel
+            return [_powers(weight, power).flatten(1).sum(0).view(weight.shape[1], -1).sum(1)]
         table = _summed(weight, power, others).reshape([weight.shape[dim] for dim in followed])
         if len(followed) == 1:
             return [table]
@@ -34,16 +36,24 @@ class _Part:
         """What each weight is to be multiplied by, broadcastable to the parameter: the sum over its channels."""
         shapes = ([-1 if other == dim else 1 for other in range(self.parameter.ndim)] for dim, _ in self.places)
         parts = [of_all[place].view(shape) for (_, place), shape in zip(self.places, shapes, strict=True)]
-        return reduce(torch.add, parts).to(self.parameter.dtype)
+        factors = reduce(torch.add, parts).to(self.parameter.dtype)
+        if [dim for dim, _ in self.places] == [1] and self.parameter.is_contiguous():
+            # spelt out over the kernel's places, so that the product runs over full rows and not over a few places
+            return factors.expand(1, *self.parameter.shape[1:]).contiguous()
+        return factors
 
 
 def _summed(weight: Tensor, power: int, dims: list[int]) -> Tensor:
     """The sum of |weight| ** power over dimensions; the way that is fastest in the weight's layout."""
     if not dims or dims[0] == 0 or not weight.is_contiguous():
-        values = weight.square() if power == 2 else weight.abs()
+        values = _powers(weight, power)
         return values.sum(dims) if dims else values
     norms: Tensor = torch.linalg.vector_norm(weight, power, dims)
     return norms.square_() if power == 2 else norms
+
+
+def _powers(weight: Tensor, power: int) -> Tensor:
+    return weight.square() if power == 2 else weight.abs()
 
 
 class ChannelSums:
@@ -52,18 +62,26 @@ class ChannelSums:
     A channel's weights are the rows that make it and the columns that read it, in every convolution and linear layer,
     one after the other: a weight that is both (a residual stream that feeds itself) counts twice. made_only leaves
     the columns out. norm_parameters adds what acts on the channel element by element: norms, biases, scales.
+    only: the names of groups that matter; nothing is computed for weights of others, whose sums are then too low.
     The model stays on its device as long as this is used.
     """
 
     def __init__(
-        self, model: nn.Module, coupling: Coupling, *, made_only: bool = False, norm_parameters: bool = False
+        self,
+        model: nn.Module,
+        coupling: Coupling,
+        *,
+        made_only: bool = False,
+        norm_parameters: bool = False,
+        only: frozenset[str] | None = None,
     ) -> None:
+        matter = {key for group in coupling.groups if only is None or group.name in only for key in group.members}
         weights = {call.weight for call in coupling.calls}
         made = {key for group in coupling.groups for key in group.made}
         wanted: dict[str, list[int]] = {}
         for name, dim in coupling.dims:
             right_kind = name not in coupling.buffers and (name in weights or norm_parameters)
-            if right_kind and ((name, dim) in made or not made_only):
+            if right_kind and (name, dim) in matter and ((name, dim) in made or not made_only):
                 wanted.setdefault(name, []).append(dim)
         self.coupling = coupling
         self._parts: list[_Part] = []

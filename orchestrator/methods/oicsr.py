@@ -58,7 +58,7 @@ def group_lasso(subject: Subject, regularization_weight: float) -> Iterator[Pena
     The analytic gradient of `penalty_value`, in two passes over the weights; a channel of norm 0 gets the
     subgradient 0.
     """
-    sums = _sums(subject)
+    sums = _sums(subject, only=subject.prunable())
     strength = _strength(subject, sums, regularization_weight)
 
     def after_backward() -> None:
@@ -102,9 +102,9 @@ def _separate_rows(subject: Subject) -> list[tuple[Tensor, int, Tensor]]:
     return found
 
 
-def _sums(subject: Subject, *, made_only: bool = False) -> ChannelSums:
-    norm_parameters = not made_only and subject.options.norm_parameters
-    return ChannelSums(subject.model, subject.coupling, made_only=made_only, norm_parameters=norm_parameters)
+def _sums(subject: Subject, *, made_only: bool = False, only: frozenset[str] | None = None) -> ChannelSums:
+    norms = not made_only and subject.options.norm_parameters
+    return ChannelSums(subject.model, subject.coupling, made_only=made_only, norm_parameters=norms, only=only)
 
 
 def _strength(subject: Subject, sums: ChannelSums, regularization_weight: float) -> Tensor:

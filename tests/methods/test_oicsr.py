@@ -270,6 +270,16 @@ def test_weights_of_a_channel_are_counted() -> None:
     assert sums.weights_of.tolist() == [3 * 9 + 12 * 9] * 8 + [8 * 9 + 5] * 12
 
 
+def test_sums_of_some_groups_alone_are_those_of_all() -> None:
+    subject = subject_of(built("residual"), OICSR)
+    group = subject.coupling.groups[-1]
+    every = ChannelSums(subject.model, subject.coupling)
+    some = ChannelSums(subject.model, subject.coupling, only=frozenset([group.name]))
+    torch.testing.assert_close(some.squares()[group.channels], every.squares()[group.channels])
+    assert torch.equal(some.weights_of[group.channels], every.weights_of[group.channels])
+    assert some.squares().sum() < every.squares().sum()
+
+
 def test_a_network_without_channels_has_no_sums() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     subject = subject_of(model, OICSR)
