@@ -94,6 +94,8 @@ def print_network(title: str, report: Mapping[str, Any]) -> None:
             "prunable share": share_text(report["prunable_share"]),
         }
     )
+    for note in report["notes"]:
+        typer.echo(f"note: {note}")
     typer.echo()
     print_heading("Groups: channels that can leave, each across all the members of its group")
     print_table(

@@ -242,6 +242,7 @@ REPORT: dict[str, Any] = {
         {"name": "fc", "channels": 8, "exact": False, "flops_share": 0.25, "members": ["fc"]},
     ],
     "frozen": [{"channels": 10, "reason": "the model's output"}],
+    "notes": ["not followed in training mode: it needs labels"],
     "layers": [{"name": "conv1", "flops": 750_000, "params": 1500}, {"name": "fc", "flops": 250_000, "params": 500}],
 }
 
@@ -261,6 +262,7 @@ def test_inspect_prints_groups_frozen_channels_and_layers(run: Run, monkeypatch:
     assert "conv1        16  yes         0.5000  a, b, c, d and 2 more" in printed
     assert "fc            8  no          0.2500  fc" in printed
     assert "      10  the model's output" in printed
+    assert "note: not followed in training mode: it needs labels" in printed
     assert "conv1  750 k       0.7500   1.5 k" in printed
     assert json.loads(run("inspect", "m:f", "--input", "3x32x40", "--json").stdout) == REPORT
     assert asked[1] == ("m:f", (3, 32, 40), 1000)
