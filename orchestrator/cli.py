@@ -123,6 +123,11 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         ["flops_kept up to", "accuracy"],
         [[f"{budget:g}", share_text(accuracy)] for budget, accuracy in now.best_at.items()],
     )
+    frozen = asked.frozen()
+    if len(frozen):
+        typer.echo()
+        print_heading("Groups left whole: their cut, tried on the model's own weights, was not right")
+        print_frame(frozen, {"group": str, "channels": str, "stages": str, "reason": first_line})
     if now.failures:
         typer.echo()
         print_heading("Failures", f"tracebacks: {now.path / 'failures'}")

@@ -96,6 +96,14 @@ class Point(Record):
     created: str
 
 
+class FrozenGroup(Record):
+    """A group of channels that stays whole because its cut, tried on the model's own weights, was not right."""
+
+    group: str
+    channels: Annotated[int, Field(ge=1)]
+    reason: str
+
+
 class Stage(Record):
     """The record of one finished unit of work; `parameters` is all that its key was made from."""
 
@@ -103,6 +111,7 @@ class Stage(Record):
     parent: str | None
     kind: StageKind
     parameters: dict[str, Any]
+    frozen: tuple[FrozenGroup, ...] = ()  # by the verification in this stage
     cost: Cost
     created: str
     host: str

@@ -6,12 +6,13 @@ Set here, before any test imports torch or Ray; the processes that tests start i
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.record import Cost, Point, Stage, StageKind, stage_key, whereabouts
+from orchestrator.record import Cost, FrozenGroup, Point, Stage, StageKind, stage_key, whereabouts
 from orchestrator.store import StageStore, write_record
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -22,7 +23,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 
 
-def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, parameters: dict[str, object]) -> Stage:
+WRONG = "cut and masked network differ by 1.0e-01"
+
+
+def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, parameters: dict[str, Any]) -> Stage:
     """Publishes one stage of a made-up study; its figures follow from its parameters, nothing is trained."""
     parent_key = None if parent is None else parent.key
     stage = Stage(
@@ -30,6 +34,7 @@ def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, paramet
         parent=parent_key,
         kind=kind,
         parameters=parameters,
+        frozen=tuple(FrozenGroup(group=name, channels=8, reason=WRONG) for name in parameters.get("frozen", ())),
         cost=Cost(train_flops=3_000_000, seconds=1.5),
         **whereabouts(),
     )
@@ -75,18 +80,19 @@ def make_point(stage: Stage) -> Point:
     )
 
 
-def make_trial(store: StageStore, weight: float, ratio: float, iterations: int = 3) -> None:
+def make_trial(store: StageStore, weight: float, ratio: float, iterations: int = 3, frozen: Sequence[str] = ()) -> None:
     """Publishes the stages of one made-up trial that are not there yet."""
     last = make_stage(store, None, "dense", {"model": "cifarnet", "dataset": "digits", "seed": 0})
     for iteration in range(1, iterations + 1):
-        settings: dict[str, object] = {"regularization_weight": weight, "iteration": iteration}
+        settings: dict[str, Any] = {"regularization_weight": weight, "iteration": iteration}
         last = make_stage(store, last, "sparse", settings)
-        last = make_stage(store, last, "cut", {**settings, "pruning_ratio": ratio})
+        settings = {**settings, "pruning_ratio": ratio} | ({"frozen": list(frozen)} if frozen else {})
+        last = make_stage(store, last, "cut", settings)
 
 
 @pytest.fixture
 def add_trial() -> Callable[..., None]:
-    """make_trial(store, weight, ratio, iterations=3)."""
+    """make_trial(store, weight, ratio, iterations=3, frozen=())."""
     return make_trial
 
 

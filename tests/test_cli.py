@@ -155,6 +155,18 @@ def test_status_of_a_search_that_runs_and_of_trials_that_failed(run: Run, study:
     assert "and more" not in printed[-1]
 
 
+def test_status_names_the_groups_that_stay_whole(run: Run, study: StageStore, add_trial: Callable[..., None]) -> None:
+    assert not any("left whole" in line for line in lines(run("status", "small")))
+    add_trial(study, 1e-2, 0.3, iterations=2, frozen=["conv1", "conv2"])
+    *_, heading, header, first, second = lines(run("status", "small"))
+    assert heading == "Groups left whole: their cut, tried on the model's own weights, was not right"
+    assert header.split() == ["group", "channels", "stages", "reason"]
+    assert first.split() == ["conv1", "8", "2", "cut", "and", "masked", "network", "differ", "by", "1.0e-01"]
+    assert second.split()[:3] == ["conv2", "8", "2"]
+    points = Study(study.root).points()
+    assert points["frozen_groups"].dropna().tolist() == ["conv1, conv2"] * 2
+
+
 def test_status_of_a_young_study(run: Run, study: StageStore) -> None:
     StageStore(study.root.parent / "young").prepare()
     printed = lines(run("status", "young"))

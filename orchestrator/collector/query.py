@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),
         ("path_train_flops", pa.float64()),
         ("path_seconds", pa.float64()),
+        ("frozen_groups", pa.string()),  # those that verification froze in this stage, with commas
         ("created", pa.string()),
     ]
 )
@@ -145,6 +146,14 @@ class Study:
         found = [failure for failure in self.store.failures() if self.store.folder(failure.key) is None]
         return pd.DataFrame([_failure_row(failure) for failure in found], columns=FAILURE_COLUMNS)
 
+    def frozen(self) -> pd.DataFrame:
+        """The groups that verification kept whole: group, channels, reason, and in how many stages."""
+        keys = [row["key"] for row in self._rows() if row["frozen_groups"] is not None]
+        found = [frozen.model_dump() for key in keys for frozen in self.store.stage(key).frozen]
+        groups = pd.DataFrame(found, columns=["group", "channels", "reason"]).groupby("group", sort=False)
+        answers = {"channels": ("channels", "max"), "stages": ("group", "size"), "reason": ("reason", "first")}
+        return groups.agg(**answers).reset_index()
+
     def status(self) -> Status:
         """How far the study is; answers from the first minute on."""
         rows, points = self._rows(), self.points()
@@ -203,7 +212,8 @@ class Study:
 
     def _row(self, key: str) -> Row:
         stage = self.store.stage(key)
-        return _point_row(self.store.point(key)) if self.store.has_point(key) else _stage_row(stage)
+        row = _point_row(self.store.point(key)) if self.store.has_point(key) else _stage_row(stage)
+        return {**row, "frozen_groups": ", ".join(frozen.group for frozen in stage.frozen) or None}
 
 
 def parse_flops(text: str, name: str = "max_flops") -> int:
@@ -290,7 +300,7 @@ def _point_row(point: Point) -> Row:
     row = point.model_dump(mode="json", exclude={"cost", "path_cost"})
     row.update(train_flops=float(point.cost.train_flops), seconds=point.cost.seconds)
     row.update(path_train_flops=float(point.path_cost.train_flops), path_seconds=point.path_cost.seconds)
-    return {name: row[name] for name in SCHEMA.names}
+    return {name: row.get(name) for name in SCHEMA.names}
 
 
 def _stage_row(stage: Stage) -> Row:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.collector import frontier
+from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, canonical_json, now
 from orchestrator.search.dimensions import Choice
@@ -40,7 +40,7 @@ ABSENT = object()
 CHECKS = 64  # combinations of choices that are checked before Ray starts
 
 RunTrial = Callable[..., Outcome]
-CheckTrial = Callable[[TrialSpec], None]
+CheckTrial = Callable[[TrialSpec], Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,9 @@ def launch(
 
     The same call starts, resumes and extends a study; one process at a time may drive it. `address` is that of a Ray
     cluster; without one Ray is started on this machine, on the loopback interface alone. `run_trial` and `check_trial`
-    are trial.run and trial.check unless simulations give their own. Raises InvalidInput for anything that is wrong
-    with the space, the study or the machine; SIGINT and SIGTERM raise SystemExit, and the next launch goes on.
+    are trial.run and trial.check unless simulations give their own; what a check returns is printed as a note. Raises
+    InvalidInput for anything that is wrong with the space, the study or the machine; SIGINT and SIGTERM raise
+    SystemExit, and the next launch goes on.
     """
     space = _overridden(SearchSpace.read(space_file), trials, cpus_per_trial, gpus_per_trial)
     _check_address(address)
@@ -98,8 +99,9 @@ def launch(
             from orchestrator import trial
 
             run_trial, check_trial = run_trial or trial.run, check_trial or trial.check
-        for spec in _representatives(space):
-            check_trial(spec)
+        notes = dict.fromkeys(note for spec in _representatives(space) for note in check_trial(spec))
+        for note in notes:
+            say(console, f"note: {note}")
         store = StageStore(Path(storage) / space.name)
         this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
         return _drive(this, install_handlers)
@@ -230,6 +232,9 @@ def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
     )
     for index, reason in failures.items():
         say(this.console, f"trial {index} failed: {reason}")
+    for frozen in Study(this.store.root).frozen().itertuples():
+        where = f"{frozen.stages} stage" + ("s" if frozen.stages > 1 else "")
+        say(this.console, f"group {frozen.group} ({frozen.channels} channels) left whole in {where}: {frozen.reason}")
     if proposals.exhausted:
         say(this.console, "the space holds no other trial")
     for command in _next_commands(this.store, points):

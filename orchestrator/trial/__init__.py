@@ -5,13 +5,14 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
 
     path.py      which stages a trial has, in order, with their keys
     networks.py  the network of a stage: built, rebuilt from the store, trained, pruned
+    verified.py  a plan that is right on the model's own weights; what made it wrong stays whole
     running.py   run(spec, store): each stage looked up or computed; a failure is a record
     checking.py  check(spec): what would end every trial of this kind at once
 """
 
 from orchestrator.trial.checking import check
-from orchestrator.trial.networks import BrokenCut, Network, rebuild, replay_cut
+from orchestrator.trial.networks import Network, rebuild, replay_cut
 from orchestrator.trial.path import VERSIONS, Step
 from orchestrator.trial.running import run
 
-__all__ = ["VERSIONS", "BrokenCut", "Network", "Step", "check", "rebuild", "replay_cut", "run"]
+__all__ = ["VERSIONS", "Network", "Step", "check", "rebuild", "replay_cut", "run"]

@@ -6,17 +6,18 @@ import numpy as np
 from torch import nn
 
 from orchestrator.methods import Subject
-from orchestrator.network import CostTable, Coupling, Plan, couple
+from orchestrator.network import CostTable, Coupling, Plan, couple, random_plan
 from orchestrator.network.architectures import build, check_runs
 from orchestrator.network.plan import removal_order
 from orchestrator.network.weights import load_weights_
 from orchestrator.record import InvalidInput, TrialSpec
 from orchestrator.trial.networks import example_of
 from orchestrator.trial.path import Setting
+from orchestrator.trial.verified import verified
 
 
-def check(spec: TrialSpec) -> None:
-    """Raise InvalidInput for whatever would end every trial of this kind at once.
+def check(spec: TrialSpec) -> tuple[str, ...]:
+    """Raise InvalidInput for whatever would end every trial of this kind at once; returns what else is to be said.
 
     An unknown model, data set, method or option; data that is missing or damaged; a model that does not run on it;
     weights that do not fit; more pruning than the groups, their cap and one channel in each allow.
@@ -27,11 +28,15 @@ def check(spec: TrialSpec) -> None:
     check_runs(model, data.input_shape, classes=data.classes)
     if spec.weights is not None:
         load_weights_(model, Path(spec.weights))
-    coupling = couple(model, example_of(data))
+    example = example_of(data)
+    found = verified(model, couple(model, example), random_plan, example)
+    coupling = found.coupling
     subject = Subject(
         model=nn.Identity(), coupling=coupling, options=setting.options, calibration=lambda: (), seed=spec.seed
     )
     _check_budget(spec, coupling, subject.prunable())
+    whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in found.frozen)
+    return tuple(f"{spec.model}: {note}" for note in (*coupling.notes, *whole))
 
 
 def _check_budget(spec: TrialSpec, coupling: Coupling, prunable: frozenset[str]) -> None:

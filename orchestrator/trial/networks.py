@@ -12,21 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.methods import Budget, Penalty, Subject
-from orchestrator.network import CostTable, Coupling, Plan, couple, cut, verify
+from orchestrator.network import CostTable, Coupling, Plan, couple, cut, random_plan
 from orchestrator.network.architectures import build
 from orchestrator.network.weights import load_weights_
-from orchestrator.record import Schedule, TrialSpec, seed_of
+from orchestrator.record import FrozenGroup, Schedule, TrialSpec, seed_of
 from orchestrator.store import PLAN_FILE, WEIGHTS_FILE, StageStore
 from orchestrator.training.batches import Batches
 from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
 from orchestrator.training.splits import DataSet
 from orchestrator.trial.path import Setting, steps
+from orchestrator.trial.verified import verified
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
-
-
-class BrokenCut(RuntimeError):
-    """No plan was found whose cut network computes what the masked one does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,7 @@ class Network:
     model: nn.Module
     coupling: Coupling
     plan: Plan  # from the dense network to this one
+    frozen: tuple[FrozenGroup, ...] = ()  # by verification, when this network was made
 
 
 def rebuild(spec: TrialSpec, store: StageStore, key: str, *, device: str = "cpu") -> Network:
@@ -79,11 +77,13 @@ class Networks:
 
     @cached_property
     def dense(self) -> Network:
-        """The dense network with the weights that its stage's key gives, whichever trial computes it."""
+        """The dense network with the weights that its stage's key gives, whichever trial computes it; verified."""
         spec, data = self.setting.spec, self.setting.data
         model = build(spec.model, classes=data.classes, input_shape=data.input_shape, seed=seed_of(self._dense_key))
-        coupling = couple(model, example_of(data))
-        return Network(model=model.to(self.device), coupling=coupling, plan=Plan(kept={}))
+        example = example_of(data)
+        found = verified(model, couple(model, example), random_plan, example)
+        model = model.to(self.device)
+        return Network(model=model, coupling=found.coupling, plan=Plan(kept={}), frozen=found.frozen)
 
     @cached_property
     def dense_flops(self) -> int:
@@ -152,16 +152,13 @@ class Networks:
         spec, method = self.setting.spec, self.setting.method
         flops = CostTable(network.coupling).flops()
         budget = Budget(flops=int(flops * (1 - spec.pruning_ratio)), group_cap=spec.group_cap)
-        example = example_of(self.setting.data)
-        for _ in range(len(network.coupling.groups) + 1):
-            subject = self._subject(network, key)
-            plan = method.choose(subject, budget)
-            found = verify(network.model, network.coupling, plan, example)
-            if found.passed:
-                model = cut(network.model, network.coupling, plan)
-                if method.repair_ is not None:
-                    method.repair_(model, subject, plan)
-                return Network(model=model, coupling=network.coupling.restrict(plan), plan=network.plan.then(plan))
-            reason = f"cut and masked differ by {found.difference:.1e} on the trained weights"
-            network = replace(network, coupling=network.coupling.without(found.failing, reason))
-        raise BrokenCut(f"{spec.model}: no group of it can be cut correctly")
+
+        def choose(coupling: Coupling) -> Plan:
+            return method.choose(self._subject(replace(network, coupling=coupling), key), budget)
+
+        found = verified(network.model, network.coupling, choose, example_of(self.setting.data))
+        model = cut(network.model, found.coupling, found.plan)
+        if method.repair_ is not None:
+            method.repair_(model, self._subject(replace(network, coupling=found.coupling), key), found.plan)
+        coupling, plan = found.coupling.restrict(found.plan), network.plan.then(found.plan)
+        return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen)

@@ -139,7 +139,13 @@ class _Trial:
         save_weights(network.model, folder / WEIGHTS_FILE)
         (folder / PLAN_FILE).write_text(network.plan.to_json(), encoding="utf-8")
         stage = Stage(
-            key=step.key, parent=step.parent, kind=step.kind, parameters=step.parameters, cost=cost, **whereabouts()
+            key=step.key,
+            parent=step.parent,
+            kind=step.kind,
+            parameters=step.parameters,
+            frozen=network.frozen,
+            cost=cost,
+            **whereabouts(),
         )
         write_record(folder / STAGE_FILE, stage)
 

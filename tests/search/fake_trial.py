@@ -1,8 +1,9 @@
 """A trial that trains nothing: its points follow from its settings by formula. Workers import it by name.
 
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
-`seconds` a stage takes; a trial with the pruning_ratio `diverges` fails at its second cut, one with `raises` raises
-where no trial should, one with `kills` kills its worker, always, and one with `kills_once` only the first time.
+`seconds` a stage takes; `freezes` a group in every cut; a trial with the pruning_ratio `diverges` fails at its second
+cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, and one with
+`kills_once` only the first time.
 """
 
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from orchestrator.record import (
     Cost,
     Failure,
+    FrozenGroup,
     InvalidInput,
     Outcome,
     Point,
@@ -26,6 +28,8 @@ from orchestrator.record import (
     whereabouts,
 )
 from orchestrator.store import StageStore, write_record
+
+FROZEN = FrozenGroup(group="conv1", channels=32, reason="cut and masked network differ by 1.0e-01")
 
 
 def points_of(spec: TrialSpec) -> list[Point]:
@@ -55,7 +59,15 @@ def run(
             _computation(
                 spec,
                 len(points),
-                Stage(key=key, parent=parent, kind=kind, parameters=parameters, cost=Cost(), **whereabouts()),
+                Stage(
+                    key=key,
+                    parent=parent,
+                    kind=kind,
+                    parameters=parameters,
+                    frozen=(FROZEN,) if kind == "cut" and "freezes" in spec.method_options else (),
+                    cost=Cost(),
+                    **whereabouts(),
+                ),
             ),
         )
         (computed if new else reused).append(key)
@@ -68,10 +80,11 @@ def run(
     return Outcome(points=tuple(points), computed=tuple(computed), reused=tuple(reused))
 
 
-def check(spec: TrialSpec) -> None:
-    """Refuses what trial.check would."""
+def check(spec: TrialSpec) -> tuple[str, ...]:
+    """Refuses what trial.check would, and says what it would."""
     if spec.model == "unknown":
         raise InvalidInput("unknown is no model; allowed: fake")
+    return ("fake: followed in one mode alone",) if "freezes" in spec.method_options else ()
 
 
 def _path(spec: TrialSpec) -> list[tuple[str | None, StageKind, dict[str, object]]]:

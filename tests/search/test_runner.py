@@ -89,6 +89,16 @@ def test_ray_listens_on_loopback_alone() -> None:
 
 
 @pytest.mark.usefixtures("ray_on_loopback")
+def test_groups_that_stay_whole_are_said(search: Search, space_file: Write) -> None:
+    search(space_file("small", **{"[trial]": OPTIONS % "freezes = true"}), trials=2)
+    printed = search.printed.splitlines()
+    assert printed[0] == "note: fake: followed in one mode alone"
+    cuts = sum(stage.kind == "cut" for stage in search.store().stages())
+    said = f"group conv1 (32 channels) left whole in {cuts} stages: cut and masked network differ by 1.0e-01"
+    assert said in printed
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
 def test_a_search_runs_resumes_and_extends(search: Search, space_file: Write) -> None:
     space = space_file("small")
     first = search(space, trials=5)

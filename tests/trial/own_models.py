@@ -42,6 +42,27 @@ class Deceitful(Small):
         return self.head(F.relu(self.b(x)).mean((2, 3)))
 
 
+class DeceitfulLater(Small):
+    """As Deceitful, but nothing is to be seen of it before it is trained."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        if x.device.type != "meta":
+            x = x + self.gain * torch.arange(x.shape[1], dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
+class Noisy(Small):
+    """Its dropout does not know of evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x))
+
+
 def small(classes: int) -> nn.Module:
     return Small(classes)
 
@@ -56,6 +77,14 @@ def rigid(classes: int) -> nn.Module:
 
 def deceitful(classes: int) -> nn.Module:
     return Deceitful(classes)
+
+
+def deceitful_later(classes: int) -> nn.Module:
+    return DeceitfulLater(classes)
+
+
+def noisy(classes: int) -> nn.Module:
+    return Noisy(classes)
 
 
 def two_outputs(classes: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """check: what every trial of a kind would fail at is said in one line before any of them starts."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,19 @@ SpecOf = Callable[..., TrialSpec]
     ids=str,
 )
 def test_a_trial_that_can_be_run_passes(spec_of: SpecOf, changes: dict[str, Any]) -> None:
-    assert trial.check(spec_of(**changes)) is None
+    assert trial.check(spec_of(**changes)) == ()
+
+
+def test_what_will_stay_whole_is_said(spec_of: SpecOf) -> None:
+    (note,) = trial.check(spec_of(model="own_models:deceitful"))
+    assert re.fullmatch(
+        r"own_models:deceitful: group a \(8 channels\) stays whole: cut and masked network differ by \S+", note
+    )
+
+
+def test_a_model_whose_answers_change_is_refused(spec_of: SpecOf) -> None:
+    with pytest.raises(InvalidInput, match="in evaluation mode the model gives another output for the same input"):
+        trial.check(spec_of(model="own_models:noisy"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +110,7 @@ def test_check_refuses_what_the_first_iteration_cannot_do_and_nothing_else(
     spec = spec_of(pruning_ratio=ratio, group_cap=cap, iterations=1, dense=still, sparse=still, recovery=still)
     failure = trial.run(spec, StageStore(tmp_path / "study")).failure
     if failure is None:
-        assert trial.check(spec) is None
+        assert trial.check(spec) == ()
     else:
         assert failure.reason == "budget"
         with pytest.raises(InvalidInput, match="pruning_ratio"):

@@ -39,12 +39,12 @@ def test_keys_are_made_from_exactly_this(spec_of: SpecOf) -> None:
         "schedule": {"epochs": 2, "learning_rate": 0.1, **common},
     }
     assert sparse.parameters == {
-        "version": 1,
+        "version": 2,
         "schedule": {"epochs": 1, "learning_rate": 0.05, **common},
         "penalty": {"method": "oicsr", "version": 1, "options": options, "regularization_weight": 0.01},
     }
     assert cut.parameters == {
-        "version": 1,
+        "version": 2,
         "method": {"name": "oicsr", "version": 1, "options": options},
         "pruning_ratio": 0.3,
         "group_cap": 0.5,
