@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from orchestrator.network import Coupling, UnsupportedModel
 
 Ints = npt.NDArray[np.int64]
+BLOCK = 2**18  # elements whose sums stay in a core's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class _Part:
         followed = [dim for dim, _ in self.places]
         others = [dim for dim in range(weight.ndim) if dim not in followed and weight.shape[dim] > 1]
         if followed == [1] and weight.is_contiguous():  # full rows are summed faster than each place of a kernel
-            return [_powers(weight, power).flatten(1).sum(0).view(weight.shape[1], -1).sum(1)]
+            return [_column_sums(weight.flatten(1), power).view(weight.shape[1], -1).sum(1)]
         table = _summed(weight, power, others).reshape([weight.shape[dim] for dim in followed])
         if len(followed) == 1:
             return [table]
@@ -41,6 +42,17 @@ class _Part:
             # spelt out over the kernel's places, so that the product runs over full rows and not over a few places
             return factors.expand(1, *self.parameter.shape[1:]).contiguous()
         return factors
+
+
+def _column_sums(matrix: Tensor, power: int) -> Tensor:
+    """[columns] sums of |element| ** power. Large matrices go in blocks of rows, so that no copy of them is written."""
+    rows = BLOCK // max(1, matrix.shape[1])
+    if power != 2 or rows < 1 or matrix.numel() < 2 * BLOCK:
+        return _powers(matrix, power).sum(0)
+    sums = matrix.new_zeros(rows, matrix.shape[1])
+    for block in matrix.split(rows):
+        sums[: len(block)].addcmul_(block, block)
+    return sums.sum(0)
 
 
 def _summed(weight: Tensor, power: int, dims: list[int]) -> Tensor:

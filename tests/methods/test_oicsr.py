@@ -6,7 +6,7 @@ import torch
 from small_networks import EXAMPLE, NETWORKS, built, conv, subject_of
 from torch import Tensor, nn
 
-from orchestrator.methods import METHODS, Method, Subject
+from orchestrator.methods import METHODS, Method, Subject, channel_sums
 from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.methods.oicsr import energy, penalty_value
 from orchestrator.network import Plan, UnsupportedModel, couple, cut
@@ -278,6 +278,15 @@ def test_sums_of_some_groups_alone_are_those_of_all() -> None:
     torch.testing.assert_close(some.squares()[group.channels], every.squares()[group.channels])
     assert torch.equal(some.weights_of[group.channels], every.weights_of[group.channels])
     assert some.squares().sum() < every.squares().sum()
+
+
+@every_network
+@pytest.mark.parametrize("block", [40, 100, 1000])
+def test_sums_block_by_block_are_the_same(network: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(built(network), OICSR)
+    everything = energy(subject)
+    monkeypatch.setattr(channel_sums, "BLOCK", block)
+    np.testing.assert_allclose(energy(subject), everything, rtol=1e-5)
 
 
 def test_a_network_without_channels_has_no_sums() -> None:
