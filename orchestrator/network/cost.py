@@ -8,9 +8,10 @@ from torch import nn
 
 from orchestrator.network.coupling import Bools, Coupling
 from orchestrator.network.meta import Example, as_meta
-from orchestrator.network.recording import Call
-from orchestrator.network.solve import ParameterDim
+from orchestrator.network.recording import Call, ParameterDim
 from orchestrator.network.trace import record
+
+UNKNOWN = (1, 1)  # sizes of a weight that is no parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ def measure(model: nn.Module, example: Example) -> Measurement:
     meta = as_meta(model).eval()
     shapes = {name: tuple(p.shape) for name, p in [*meta.named_parameters(), *meta.named_buffers()]}
     calls = record(meta, example, {}).calls
-    layers = tuple((call.module, _flops(call, shapes[call.weight])) for call in calls)
+    layers = tuple((call.module, _flops(call, shapes.get(call.weight, UNKNOWN))) for call in calls)
     return Measurement(
         flops=sum(flops for _, flops in layers),
         params=sum(parameter.numel() for parameter in meta.parameters()),
@@ -60,7 +61,7 @@ class CostTable:
 
     def _where(self, key: ParameterDim) -> tuple[int, int]:
         """(position in the counted dimensions or -1, full size)"""
-        return self._at.get(key, -1), self.coupling.shapes[key[0]][key[1]]
+        return self._at.get(key, -1), self.coupling.shapes.get(key[0], UNKNOWN)[key[1]]
 
     def _counts(self, kept: Bools | None) -> list[int]:
         if not self._keys:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from orchestrator.network.meta import Example, UnsupportedModel, as_meta
-from orchestrator.network.recording import Call, Recording, SiteKey
-from orchestrator.network.solve import Fixed, Ints, ParameterDim, Solution, solve
+from orchestrator.network.recording import Call, ParameterDim, Recording, SiteKey, layer_of
+from orchestrator.network.solve import Fixed, Ints, Solution, solve
 from orchestrator.network.trace import record
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Coupling:
     dims: Mapping[ParameterDim, Ints]  # channel of every position along a parameter's dimension; -1: fixed
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
     buffers: frozenset[str]  # the names in `shapes` that are no parameters
+    bare: frozenset[ParameterDim] = frozenset()  # what masking leaves as it is: a weight is divided by it
     calls: tuple[Call, ...]
     notes: tuple[str, ...] = ()
 
@@ -146,16 +147,21 @@ class Passes:
     modes: tuple[bool, ...] = (False, True)
     notes: tuple[str, ...] = ()
     recordings: dict[bool, Recording] = field(default_factory=dict)
+    weights: frozenset[str] = frozenset()
 
     def follow(self, meta: nn.Module, example: Example) -> Solution:
         for training in self.modes:
             if training not in self.recordings:
                 self._record(meta, example, training)
+        weights = frozenset().union(*(found.weights for found in self.recordings.values()))
+        if weights != self.weights:  # what one mode computes weights from is no weight in the other: follow both alike
+            self.weights, self.recordings = weights, {}
+            return self.follow(meta, example)
         return solve([self.recordings[training] for training in self.modes], self.fixed)
 
     def _record(self, meta: nn.Module, example: Example, training: bool) -> None:
         try:
-            self.recordings[training] = record(meta.train(training), example, self.choices)
+            self.recordings[training] = record(meta.train(training), example, self.choices, self.weights)
         except UnsupportedModel as error:
             if not training:
                 raise
@@ -183,7 +189,7 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
         lead = solution.dims[makers[0]]
         mine = _in_order(lead[signature[lead] == mark])
         channel[mine] = np.arange(start, start + len(mine))
-        name = makers[0][0].rsplit(".", 1)[0]
+        name = layer_of(makers[0][0]) or makers[0][0]
         names[name] += 1
         inexact = mine[solution.inexact.marked[mine]]
         groups.append(
@@ -206,6 +212,7 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
         dims={key: found for key, found in dims.items() if (found >= 0).any()},
         shapes={name: tuple(t.shape) for name, t in [*meta.named_parameters(), *meta.named_buffers()]},
         buffers=frozenset(name for name, _ in meta.named_buffers()),
+        bare=frozenset().union(*(recording.bare for recording in solution.recordings)),
         calls=tuple(_with_channels(call, solution, channel) for call in solution.recordings[0].calls),
         notes=notes,
     )
@@ -266,12 +273,9 @@ def _frozen(solution: Solution, wanted: Bools) -> tuple[Frozen, ...]:
         for key, components in solution.dims.items():
             if (key in solution.made) is not role:
                 continue
-            layer = key[0].rsplit(".", 1)[0]
+            layer = layer_of(key[0]) or key[0]
             for component in components[~wanted[components] & ~seen[components]].tolist():
                 reason = solution.frozen.of(component) or "no layer makes it"
                 counts[layer, reason] = counts.get((layer, reason), 0) + 1
             seen[components] = True
-    for recording in solution.recordings:
-        for layer, channels in recording.computed.items():
-            counts[layer, "the weight is computed before it is used"] = channels
     return tuple(Frozen(layer=layer, channels=n, reason=reason) for (layer, reason), n in counts.items())

@@ -103,7 +103,7 @@ def _replay(now: Round, plan: Plan) -> Failure | None:
         seeds = _seeds(now, which, plan)
         try:
             with warnings.catch_warnings(action="ignore"):  # what a trial cut gives rise to is not the user's concern
-                replayed = record(small.train(training), now.example, now.passes.choices, seeds)
+                replayed = record(small.train(training), now.example, now.passes.choices, seeds=seeds)
         except PassFailed as error:
             components = np.unique(_components(error.step.labels.numpy()))
             reason = f"width fixed in code at {error.step.place}"
@@ -119,7 +119,7 @@ def _seeds(now: Round, which: int, plan: Plan) -> Recording:
     """Labels of the cut model's parameters: component + 1, positions that left taken out."""
     mask = np.append(plan.mask(now.coupling), True)
     recording = now.solution.recordings[which]
-    seeds = Recording(batch=recording.batch, sites=recording.sites)
+    seeds = Recording(batch=recording.batch, sites=recording.sites, weights=recording.weights)
     for name, vectors in recording.axes.items():
         found = [None if v is None else now.solution.of(v, which) for v in vectors]
         seeds.axes[name] = [None if c is None else torch.from_numpy(c[mask[now.channel[c]]] + 1) for c in found]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 Role = Literal["made", "read"]
 SiteKey = tuple[str, str, int]
+ParameterDim = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,19 @@ class Axes:
     name: str
     dims: tuple[int, ...]
 
+    @property
+    def ndim(self) -> int:
+        return len(self.dims)
+
+    def own(self, dim: int) -> int:
+        return self.dims[dim]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """One convolution or linear call. flops at batch 1 = positions x (kept size of dim 0) x (kept size of dim 1).
 
+    A weight that is no parameter stands as "": its layer's flops are all in `positions`, whatever is cut.
     A layer that runs along channels (a linear layer over tokens' places, a kernel over channels) runs so often at each
     of those in `along`: their labels in a recording, their channels (-1: fixed) in a coupling.
     """
@@ -94,8 +103,9 @@ class Recording:
     axes: dict[str, list[Tensor | None]] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
-    computed: dict[str, int] = field(default_factory=dict)  # module whose weight is computed -> channels it makes
     order: list[str] = field(default_factory=list)  # parameters in the order of their first use
+    weights: set[str] = field(default_factory=set)  # parameters that weights are computed from
+    bare: set[ParameterDim] = field(default_factory=set)  # of these, what cannot be zeroed: something divides by it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +127,12 @@ class Op:
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
+
+
+def layer_of(parameter: str) -> str:
+    """The module whose parameter this is; torch's parametrizations lie inside the module that they serve."""
+    outer, found, _ = parameter.partition(".parametrizations.")
+    return outer if found else parameter.rpartition(".")[0]
 
 
 def short_name(func: Any) -> str:

@@ -119,7 +119,7 @@ def reduction(*, over_channels: str) -> Callable[[Trace, Op], None]:
     def rule(trace: Trace, op: Op) -> None:
         x = op.args[0]
         labels = trace.labels(x)
-        dims = _reduced(op, x.ndim)
+        dims = reduced_dims(op, x.ndim)
         mixed = [dim for dim in dims if lb.varies(labels, dim)]
         others = [dim for dim in lb.varying(labels) if dim not in dims]
         if mixed and others:
@@ -139,7 +139,8 @@ def reduction(*, over_channels: str) -> Callable[[Trace, Op], None]:
     return rule
 
 
-def _reduced(op: Op, ndim: int) -> list[int]:
+def reduced_dims(op: Op, ndim: int) -> list[int]:
+    """The dimensions that a mean, a sum or the like takes away, ascending."""
     names = [argument.name for argument in op.func._schema.arguments]
     where = next((i for i, name in enumerate(names) if name in ("dim", "dims")), None)
     found = None if where is None else op.arg(where, names[where])

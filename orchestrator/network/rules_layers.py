@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.network import labels as lb
+from orchestrator.network.grids import Grid, freeze
 from orchestrator.network.recording import Axes, Op, tensors_in
 from orchestrator.network.rules_elements import aligned_to, first_known
 from orchestrator.network.trace import Trace, unknown
@@ -14,10 +15,11 @@ aten = torch.ops.aten
 def convolution(trace: Trace, op: Op) -> None:
     x, weight, bias = op.args[:3]
     transposed, groups = op.args[6], op.args[8]
-    axes, labels = trace.value(weight), trace.labels(x)
-    if not isinstance(axes, Axes):
-        _freeze_call(trace, op, "the weight is computed before it is used")
-        trace.recording.computed[trace.where] = op.out.shape[1]
+    axes, labels = trace.weight(weight, (0, 1)), trace.labels(x)
+    if axes is None:
+        origin = "from the pictures" if trace.sources_of(weight) is None else "before it is used"
+        _freeze_call(trace, op, f"the weight is computed {origin}")
+        trace.fixed_call((x if transposed else op.out).numel() * weight[0].numel())
         return
     kernel = weight[0, 0].numel()
     channels = lb.vector(labels, 1)
@@ -37,7 +39,7 @@ def _read(trace: Trace, weight_in: Tensor, channels: Tensor) -> None:
     trace.freeze(weight_in[(channels == 0).expand_as(weight_in)], "reads a constant")
 
 
-def _flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
+def _flow(trace: Trace, axes: Axes | Grid, channels: Tensor, groups: int) -> Tensor:
     """[out] labels made by a convolution that reads `channels` [in]."""
     made = trace.axis(axes, 0, "made")
     blocks = channels.reshape(groups, -1)
@@ -54,12 +56,12 @@ def _flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
     return made
 
 
-def _transposed_flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) -> Tensor:
+def _transposed_flow(trace: Trace, axes: Axes | Grid, channels: Tensor, groups: int) -> Tensor:
     depthwise = trace.is_depthwise(axes, groups, channels.numel())
     read = trace.axis(axes, 0, "made" if depthwise else "read")  # depthwise: one dimension both makes and reads
     _read(trace, read, channels)
     if depthwise:
-        return read.repeat_interleave(trace.parameters[axes.name].shape[axes.dims[1]])
+        return read.repeat_interleave(trace.parameters[axes.name].shape[axes.own(1)])
     made = trace.axis(axes, 1, "made")
     if groups > 1:
         blocks = read.reshape(groups, -1)
@@ -67,7 +69,7 @@ def _transposed_flow(trace: Trace, axes: Axes, channels: Tensor, groups: int) ->
     return made.repeat(groups)
 
 
-def _mixing_convolution(trace: Trace, op: Op, axes: Axes, labels: Tensor) -> None:
+def _mixing_convolution(trace: Trace, op: Op, axes: Axes | Grid, labels: Tensor) -> None:
     """A kernel that runs along channels, as in ECA: prunable, but neighbours change when a channel leaves."""
     x, weight = op.args[:2]
     single = x.shape[1] == 1 and op.out.shape == x.shape
@@ -83,8 +85,10 @@ def _freeze_call(trace: Trace, op: Op, reason: str) -> None:
     for tensor in tensors_in(op.args):
         value = trace.value(tensor)
         if isinstance(value, Axes):
-            for dim in range(len(value.dims)):
+            for dim in range(value.ndim):
                 trace.freeze(trace.axis(value, dim, "read"), reason)
+        elif isinstance(value, Grid):
+            freeze(trace, tensor, reason)
         else:
             trace.freeze(value, reason)
     for out in tensors_in(op.out):
@@ -95,21 +99,48 @@ def _freeze_call(trace: Trace, op: Op, reason: str) -> None:
 
 def matrix_product(trace: Trace, op: Op) -> None:
     """mm, addmm, bmm, baddbmm: a linear layer if one side is a weight, attention and the like if none is."""
-    left, right = (trace.value(t) for t in op.args[-2:])
-    if isinstance(left, Tensor) and isinstance(right, Axes):
+    first, second = op.args[-2:]
+    left, right = _matrix(trace, first, second), _matrix(trace, second, first)
+    if isinstance(left, Tensor) and isinstance(right, (Axes, Grid)):
         _linear(trace, op, left, right)
-    elif isinstance(left, Axes) and isinstance(right, Tensor):
-        mirrored = Axes(name=left.name, dims=(*left.dims[:-2], *left.dims[:-3:-1]))
-        _linear(trace, op, right.transpose(-1, -2), mirrored, flipped=True)
+    elif isinstance(left, (Axes, Grid)) and isinstance(right, Tensor):
+        _linear(trace, op, right.transpose(-1, -2), _mirrored(left), flipped=True)
     elif isinstance(left, Tensor) and isinstance(right, Tensor):
-        _product(trace, op, left, right)
+        if not _is_weight(trace, first, second) and not _is_weight(trace, second, first):
+            _product(trace, op, left, right)
+            return
+        trace.fixed_call(op.out.numel() * first.shape[-1])
+        _freeze_call(trace, op, "the weight is computed before it is used")
     else:
         _freeze_call(trace, op, "a product of two parameters")
 
 
-def _linear(trace: Trace, op: Op, x: Tensor, axes: Axes, *, flipped: bool = False) -> None:
+def _matrix(trace: Trace, tensor: Tensor, other: Tensor) -> Tensor | Axes | Grid:
+    """What one side of a product is: a weight, given or computed, or an activation's labels."""
+    value = trace.value(tensor)
+    if isinstance(value, Axes):
+        return value
+    weight = trace.weight(tensor, (-2, -1)) if _is_weight(trace, tensor, other) else None
+    return weight or trace.labels(tensor)
+
+
+def _is_weight(trace: Trace, tensor: Tensor, other: Tensor) -> bool:
+    """Whether pictures are multiplied with what is computed from parameters, in the shape of one of them."""
+    sources = trace.sources_of(tensor)
+    shapes = {tuple(sorted(trace.parameters[name].shape)) for name in sources or ()}
+    return trace.sources_of(other) is None and tuple(sorted(tensor.shape[-2:])) in shapes
+
+
+def _mirrored(axes: Axes | Grid) -> Axes | Grid:
+    order = [*range(axes.ndim - 2), axes.ndim - 1, axes.ndim - 2]
+    if isinstance(axes, Grid):
+        return axes.moved(order)
+    return Axes(name=axes.name, dims=tuple(axes.dims[dim] for dim in order))
+
+
+def _linear(trace: Trace, op: Op, x: Tensor, axes: Axes | Grid, *, flipped: bool = False) -> None:
     """x [..., in] times weight [..., in, out]."""
-    if -1 in axes.dims[-2:] or set(axes.dims[:-2]) - {-1}:
+    if isinstance(axes, Axes) and (-1 in axes.dims[-2:] or set(axes.dims[:-2]) - {-1}):
         _freeze_call(trace, op, "a weight of another kind than [out, in]")
         return
     trace.call(axes, x[..., 0])

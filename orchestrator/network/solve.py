@@ -11,10 +11,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from orchestrator.network import labels as lb
-from orchestrator.network.recording import Recording
+from orchestrator.network.recording import ParameterDim, Recording
 
 Ints = npt.NDArray[np.int64]
-ParameterDim = tuple[str, int]
 
 
 @dataclass(kw_only=True)

@@ -19,23 +19,32 @@ from orchestrator.network.recording import tensors_in
 def cut(model: nn.Module, coupling: Coupling, plan: Plan) -> nn.Module:
     """A new network of the same class and mode with only the plan's channels; the given one is untouched.
 
-    Tied parameters stay tied; nothing but the cut tensors is copied.
+    Tied parameters stay tied; no tensor is shared with the given network.
     Raises UnsupportedModel if the coupling was made from a model of another structure, PlanMismatch if the plan was.
+    """
+    small = _rebuilt(model, coupling, shrink(coupling, plan))
+    for module in small.modules():
+        _fit_attributes_(module)
+    return small
+
+
+def shrink(coupling: Coupling, plan: Plan) -> Callable[[str, Tensor], Tensor]:
+    """A function that takes a parameter's name and a tensor of its shape, and copies of it what the plan keeps.
+
+    Raises PlanMismatch if the plan does not fit.
     """
     mask = np.append(plan.mask(coupling), True)
 
-    def shrink(name: str, tensor: Tensor) -> Tensor:
+    def kept(name: str, tensor: Tensor) -> Tensor:
+        small = tensor
         for dim in range(tensor.ndim):
             channels = coupling.dims.get((name, dim))
             if channels is not None:
                 index = torch.from_numpy(np.flatnonzero(mask[channels])).to(tensor.device)
-                tensor = tensor.index_select(dim, index)
-        return tensor
+                small = small.index_select(dim, index)
+        return small.clone() if small is tensor else small
 
-    small = _rebuilt(model, coupling, shrink)
-    for module in small.modules():
-        _fit_attributes_(module)
-    return small
+    return kept
 
 
 def masked(model: nn.Module, coupling: Coupling, plan: Plan) -> nn.Module:
@@ -46,7 +55,7 @@ def masked(model: nn.Module, coupling: Coupling, plan: Plan) -> nn.Module:
         tensor = tensor.clone()
         for dim in range(tensor.ndim):
             channels = coupling.dims.get((name, dim))
-            if channels is not None:
+            if channels is not None and (name, dim) not in coupling.bare:
                 index = torch.from_numpy(np.flatnonzero(~mask[channels])).to(tensor.device)
                 tensor.index_fill_(dim, index, 0)
         return tensor
@@ -70,7 +79,7 @@ def _rebuilt(model: nn.Module, coupling: Coupling, change: Callable[[str, Tensor
     for name, tensor in named.items():
         changed = change(name, tensor.detach())
         if isinstance(tensor, nn.Parameter):
-            changed = nn.Parameter(changed.clone() if changed is tensor else changed, tensor.requires_grad)
+            changed = nn.Parameter(changed, tensor.requires_grad)
         memo[id(tensor)] = changed.contiguous() if not isinstance(changed, nn.Parameter) else changed
     return copy.deepcopy(model, memo)
 

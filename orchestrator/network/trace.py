@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from orchestrator.network import grids, meta
 from orchestrator.network import labels as lb
-from orchestrator.network import meta
+from orchestrator.network.grids import Grid
 from orchestrator.network.meta import Example, UnsupportedModel
 from orchestrator.network.recording import (
     Axes,
@@ -34,6 +35,7 @@ from orchestrator.network.recording import (
 )
 from orchestrator.network.zeros import finite_at_zero, keeps_zero, makes_zero, zero_at_zero
 
+Value = Tensor | Axes | Grid
 WILD = -1  # in a replay: the label of what no parameter makes (inputs, padding); fits every frozen channel
 
 
@@ -54,7 +56,12 @@ class Trace(TorchDispatchMode):
     """Follows one forward pass. `seeds` (a replay on a cut model) gives the labels of parameters in advance."""
 
     def __init__(
-        self, model: nn.Module, batch: int, choices: Mapping[SiteKey, str], seeds: Recording | None = None
+        self,
+        model: nn.Module,
+        batch: int,
+        choices: Mapping[SiteKey, str],
+        weights: frozenset[str] = frozenset(),
+        seeds: Recording | None = None,
     ) -> None:
         TorchDispatchMode.__init__(self)
         from orchestrator.network.rules import RULES
@@ -62,14 +69,16 @@ class Trace(TorchDispatchMode):
 
         self.rules: Mapping[Any, Callable[[Trace, Op], None]] = RULES
         self.pointwise = pointwise
-        self.recording = Recording(batch=batch)
+        self.recording = Recording(batch=batch, weights=set(weights))
         self.choices = choices
+        self.weights = weights  # parameters that are followed as grids
         self.seeds = seeds
         self.parameters = dict([*model.named_parameters(), *model.named_buffers()])
         self.names = {id(tensor): name for name, tensor in self.parameters.items()}
         self.modules = {id(m): (name, type(m).__name__) for name, m in model.named_modules()}
         self.stack: list[tuple[str, str]] = []  # (name, class) of the modules that are running
-        self.known: dict[int, tuple[Tensor, Tensor | Axes]] = {}
+        self.known: dict[int, tuple[Tensor, Value]] = {}
+        self.sources: dict[int, frozenset[str] | None] = {}  # parameters that a tensor is computed from; None: inputs
         self.alive: set[int] = set()  # tensors that are not zero where their channel's parameters are
         self.passed_sites: Counter[tuple[str, str]] = Counter()
 
@@ -82,8 +91,8 @@ class Trace(TorchDispatchMode):
         self.recording.count += count
         return torch.arange(start, start + count)
 
-    def value(self, tensor: Tensor) -> Tensor | Axes:
-        """Labels of an activation, or the axes of a parameter."""
+    def value(self, tensor: Tensor) -> Value:
+        """Labels of an activation, the axes of a parameter, or the grid of a computed weight."""
         known = self.known.get(id(tensor))
         if known is not None:
             return known[1]
@@ -95,6 +104,8 @@ class Trace(TorchDispatchMode):
     def labels(self, tensor: Tensor) -> Tensor:
         """Labels of any tensor, element by element."""
         value = self.value(tensor)
+        if isinstance(value, Grid) or (isinstance(value, Axes) and value.name in self.weights):
+            return grids.spread(self, tensor)
         if isinstance(value, Axes):
             found = self._elements(value.name).permute([d for d in value.dims if d >= 0])
             for new in (d for d, own in enumerate(value.dims) if own < 0):
@@ -103,20 +114,44 @@ class Trace(TorchDispatchMode):
         return value
 
     def is_parameter(self, tensor: Tensor) -> bool:
-        return isinstance(self.value(tensor), Axes)
+        return isinstance(self.value(tensor), (Axes, Grid))
 
-    def axis(self, axes: Axes, dim: int, role: Role) -> Tensor:
+    def weight(self, tensor: Tensor, dims: tuple[int, int]) -> Axes | Grid | None:
+        """A layer's weight, whose channels run along `dims`. None if nothing is known of how it was computed.
+
+        What it was computed from is noted then, so that the next pass follows it.
+        """
+        value = self.value(tensor)
+        if isinstance(value, Axes):
+            return value
+        if isinstance(value, Grid):
+            return grids.weight_of(self, value, tensor, dims)
+        self.recording.weights |= self.sources_of(tensor) or frozenset()
+        return None
+
+    def sources_of(self, tensor: Tensor) -> frozenset[str] | None:
+        """The parameters that a tensor is computed from, none for a constant; None if pictures are in it."""
+        name = self.names.get(id(tensor))
+        return frozenset([name]) if name is not None else self.sources.get(id(tensor), frozenset())
+
+    def axis(self, axes: Axes | Grid, dim: int, role: Role) -> Tensor:
         """[n] labels along one dimension of a weight, which makes or reads these channels."""
-        self._used(axes.name)
+        if isinstance(axes, Grid):
+            return grids.axis(self, axes, dim, role)
         own = axes.dims[dim]
         self.recording.roles.setdefault((axes.name, own), role)
-        parameter = self.parameters[axes.name]
-        vectors = self.recording.axes.setdefault(axes.name, [None] * parameter.ndim)
+        return self.along(axes.name, own)
+
+    def along(self, name: str, own: int) -> Tensor:
+        """[n] labels along one dimension of a parameter."""
+        self._used(name)
+        parameter = self.parameters[name]
+        vectors = self.recording.axes.setdefault(name, [None] * parameter.ndim)
         vector = vectors[own]
         if vector is None:
-            if axes.name in self.recording.elements and parameter.ndim > 1:
-                self.freeze(self.recording.elements[axes.name], f"{axes.name} is used as a weight and by element")
-            seeded = self.seeds.axes.get(axes.name) if self.seeds else None
+            if name in self.recording.elements and parameter.ndim > 1:
+                self.freeze(self.recording.elements[name], f"{name} is used as a weight and by element")
+            seeded = self.seeds.axes.get(name) if self.seeds else None
             found = seeded[own] if seeded else None
             vector = vectors[own] = found if found is not None else self.fresh(parameter.shape[own])
         return vector
@@ -139,7 +174,7 @@ class Trace(TorchDispatchMode):
         if name not in self.recording.axes and name not in self.recording.elements:
             self.recording.order.append(name)
 
-    def set(self, tensor: Tensor, value: Tensor | Axes) -> None:
+    def set(self, tensor: Tensor, value: Value) -> None:
         if isinstance(value, Tensor):
             assert value.shape == tensor.shape, (value.shape, tensor.shape)
         self.known[id(tensor)] = (tensor, value)  # the tensor is kept alive, so that its id stays its own
@@ -195,12 +230,12 @@ class Trace(TorchDispatchMode):
         )
         return chosen
 
-    def is_depthwise(self, axes: Axes, groups: int, read: int) -> bool:
+    def is_depthwise(self, axes: Axes | Grid, groups: int, read: int) -> bool:
         """Whether a convolution reads one channel a group. A replay asks how it was before the cut."""
         known = self.seeds.axes.get(axes.name) if self.seeds is not None else None
-        return known[axes.dims[1]] is None if known else groups > 1 and read == groups
+        return known[axes.own(1)] is None if known else groups > 1 and read == groups
 
-    def call(self, axes: Axes, places: Tensor, kernel: int = 1) -> None:
+    def call(self, axes: Axes | Grid, places: Tensor, kernel: int = 1) -> None:
         """A convolution or linear call. places: labels of the places that it runs at, of all pictures together."""
         along = None
         core = lb.core(places)
@@ -215,6 +250,10 @@ class Trace(TorchDispatchMode):
             along = tuple(found.repeat_interleave(each // common).tolist())
         positions = kernel * common
         self.recording.calls.append(Call(module=self.where, weight=axes.name, positions=positions, along=along))
+
+    def fixed_call(self, products: int) -> None:
+        """A call whose weight cannot be followed: `products` of all pictures together, at whatever widths."""
+        self.recording.calls.append(Call(module=self.where, weight="", positions=products // self.recording.batch))
 
     def is_alive(self, tensor: Tensor) -> bool:
         """Whether a tensor may be other than zero at channels whose parameters are zero (behind a sigmoid, say)."""
@@ -248,11 +287,23 @@ class Trace(TorchDispatchMode):
         rule = self.rules.get(op.func) or self.rules.get(op.func.overloadpacket)
         if rule is None and torch.Tag.pointwise in op.func.tags:
             rule = self.pointwise
+        elementwise = rule is self.pointwise
+        if grids.concerns(self, op):
+            rule = grids.follow
         (rule or unknown)(self, op)
         if self.seeds is None:
             self._note_alive(op, elementwise=rule is self.pointwise)
-        numbers = [*op.args, *op.kwargs.values()] if rule is self.pointwise else []
+        self._note_sources(op)
+        numbers = [*op.args, *op.kwargs.values()] if elementwise else []
         return tuple(number for number in numbers if isinstance(number, (int, float)))
+
+    def _note_sources(self, op: Op) -> None:
+        found = [self.sources_of(tensor) for tensor in op.operands]
+        names = None if None in found else frozenset().union(*(f for f in found if f))
+        for out in tensors_in(op.out):
+            self.known.setdefault(id(out), (out, self.value(out)))
+            if id(out) not in self.names:
+                self.sources[id(out)] = names
 
     def _note_alive(self, op: Op, *, elementwise: bool) -> None:
         outs = tensors_in(op.out)
@@ -265,11 +316,10 @@ class Trace(TorchDispatchMode):
             zero = makes_zero(op) or (keeps_zero(op) and not any(map(self.is_alive, op.operands)))
         for out in outs:
             (self.alive.discard if zero else self.alive.add)(id(out))
-            self.known.setdefault(id(out), (out, self.value(out)))
 
     def _present(self, tensor: Tensor) -> Tensor:
         value = self.value(tensor)
-        return self._elements(value.name) if isinstance(value, Axes) else value
+        return self.labels(tensor) if isinstance(value, (Axes, Grid)) else value
 
     def _step(self, operator: str, results: Sequence[Tensor], numbers: tuple[Any, ...] = ()) -> None:
         cores = tuple(lb.core(labels) for labels in results)
@@ -280,6 +330,7 @@ class Trace(TorchDispatchMode):
         for tensor in tensors_in(inputs):
             label = self.fresh(1)
             self.set(tensor, label.reshape((1,) * tensor.ndim).expand(tensor.shape))
+            self.sources[id(tensor)] = None
             self.freeze(label, "the model's input")
         enter = register_module_forward_pre_hook(self._enter)
         leave = register_module_forward_hook(self._leave, always_call=True)
@@ -337,14 +388,20 @@ def freeze_through(trace: Trace, op: Op, reason: str) -> None:
 
 
 def record(
-    model: nn.Module, example: Example, choices: Mapping[SiteKey, str], seeds: Recording | None = None
+    model: nn.Module,
+    example: Example,
+    choices: Mapping[SiteKey, str],
+    weights: frozenset[str] = frozenset(),
+    *,
+    seeds: Recording | None = None,
 ) -> Recording:
     """Follow a model (on meta tensors already) in its present mode.
 
+    weights: parameters that weights are computed from; what else is found of them is followed in another pass.
     Raises UnsupportedModel if it does not run; in a replay (with seeds) PassFailed, which says where.
     """
     inputs, batch = meta.meta_inputs(model, example)
-    trace = Trace(model, batch, choices, seeds)
+    trace = Trace(model, batch, choices, weights if seeds is None else frozenset(seeds.weights), seeds)
     try:
         trace.run(model, inputs)
     except BrokenRule:
@@ -354,6 +411,8 @@ def record(
             raise _failed(trace, error) from error
         message = f"{type(model).__name__} does not run on the example: {error}"
         raise UnsupportedModel(message.splitlines()[0]) from error
+    if seeds is None and trace.recording.weights != weights:
+        return record(model, example, choices, frozenset(trace.recording.weights))
     return trace.recording
 
 

@@ -840,15 +840,126 @@ def operator_without_a_rule(m, x):
     return m.head(pooled(F.relu(m.b(torch.cumsum(m.a(x), 1)))))
 
 
-@pattern(
-    {"b": 6},
-    a=nn.utils.parametrizations.weight_norm(conv(3, 8)),
-    b=conv(8, 6),
-    head=linear(6, 5),
-    frozen={"a": "computed"},
-)
-def computed_weight(m, x):
+# -- weights that are computed before they are used --------------------------------------------------------------------
+
+
+weight_norm, spectral_norm = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+
+
+@pattern({"a": 8, "b": 6}, a=weight_norm(conv(3, 8)), b=weight_norm(conv(8, 6)), head=weight_norm(linear(6, 5)))
+def weight_normalised(m, x):
     return m.head(pooled(F.relu(m.b(F.relu(m.a(x))))))
+
+
+@pattern(
+    {"a": 8, "d": 8, "b": 6},
+    a=weight_norm(conv(3, 8)),
+    d=weight_norm(conv(8, 8, groups=8)),
+    b=weight_norm(nn.ConvTranspose2d(8, 6, 2), dim=1),
+    head=linear(6, 5),
+)
+def weight_normalised_depthwise_and_transposed(m, x):
+    return m.head(pooled(F.relu(m.b(m.d(F.relu(m.a(x)))))))
+
+
+@pattern({"a": 8, "b": 6}, a=spectral_norm(conv(3, 8)), b=spectral_norm(conv(8, 6)), head=spectral_norm(linear(6, 5)))
+def spectrally_normalised(m, x):
+    return m.head(pooled(F.relu(m.b(F.relu(m.a(x))))))
+
+
+def standardised(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
+    """As in timm's ResNetV2 and NFNets: each filter is normalised over what it reads."""
+    flat = weight.reshape(1, weight.shape[0], -1)
+    weight = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=1e-6).reshape_as(weight)
+    return F.conv2d(x, weight, padding=1)
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=parameter(6, 8, 3, 3), n=norm(6), head=linear(6, 5), inexact=("a",))
+def weight_standardised(m, x):
+    return m.head(pooled(F.relu(m.n(standardised(F.relu(m.a(x)), m.b)))))
+
+
+@pattern({"a": 8, "b": 6}, a=parameter(8, 3, 3, 3), gain=parameter(8), b=conv(8, 6), head=linear(6, 5))
+def weight_standardised_with_gain(m, x):
+    return m.head(pooled(F.relu(m.b(F.relu(standardised(x, m.a, m.gain))))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), inexact=("a",))
+def weight_standardised_by_hand(m, x):
+    w = m.b.weight
+    w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+    return m.head(pooled(F.relu(F.conv2d(F.relu(m.a(x)), w, m.b.bias, padding=1))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), s=conv(8, 6, 1), head=linear(6, 5))
+def kernels_added_up(m, x):
+    """A re-parameterised convolution: a small kernel is padded and added to a large one."""
+    w = m.b.weight + F.pad(m.s.weight, (1, 1, 1, 1))
+    return m.head(pooled(F.relu(F.conv2d(F.relu(m.a(x)), w, m.b.bias + m.s.bias, padding=1))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), n=norm(8), b=conv(8, 6), head=linear(6, 5))
+def norm_folded_into_the_weight(m, x):
+    scale = m.n.weight / torch.sqrt(m.n.running_var + m.n.eps)
+    shift = m.n.bias - m.n.running_mean * scale
+    x = F.conv2d(x, m.a.weight * scale.view(-1, 1, 1, 1), m.a.bias * scale + shift, padding=1)
+    return m.head(pooled(F.relu(m.b(F.relu(x)))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), keep=torch.ones(6, 8, 3, 3), head=linear(6, 5))
+def weight_masked_by_a_buffer(m, x):
+    return m.head(pooled(F.relu(F.conv2d(F.relu(m.a(x)), m.b.weight * m.keep, m.b.bias, padding=1))))
+
+
+@pattern(
+    {"a": 8, "b": 6},
+    a=linear(3, 8),
+    b=linear(8, 6),
+    up=parameter(6, 2),
+    down=parameter(2, 8),
+    head=linear(6, 5),
+    shape=(1, 3),
+)
+def low_rank_update(m, x):
+    return m.head(F.relu(F.linear(F.relu(m.a(x)), m.b.weight + m.up @ m.down, m.b.bias)))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), inexact=("a", "b"))
+def weight_of_exponentials(m, x):
+    """Where the parameter is zero the weight is not."""
+    return m.head(pooled(F.relu(F.conv2d(F.relu(m.a(x)), m.b.weight.exp(), m.b.bias, padding=1))))
+
+
+@pattern({"a": 8, "b": 6}, a=conv(3, 8), b=conv(8, 6), head=linear(6, 5), inexact=("b",))
+def weight_divided_by_its_length(m, x):
+    w = m.b.weight
+    w = w / w.flatten(1).norm(dim=1)[:, None, None, None]
+    return m.head(pooled(F.relu(F.conv2d(F.relu(m.a(x)), w, m.b.bias, padding=1))))
+
+
+@pattern(
+    {},
+    a=conv(3, 8),
+    b=nn.utils.parametrizations.orthogonal(nn.Linear(8, 8, bias=False), orthogonal_map="matrix_exp"),
+    head=linear(8, 5),
+    frozen={"a": "computed before it is used", "b": "computed before it is used: no rule for aten.tril"},
+)
+def orthogonal_weight(m, x):
+    return m.head(F.relu(m.b(pooled(F.relu(m.a(x))))))
+
+
+@pattern(
+    {},
+    a=conv(3, 8),
+    b=conv(8, 6),
+    route=linear(8, 1),
+    head=linear(6, 5),
+    frozen={"b": "computed from the pictures"},
+)
+def weight_computed_from_pictures(m, x):
+    x = F.relu(m.a(x))
+    w = m.b.weight * torch.sigmoid(m.route(pooled(x))).mean()
+    return m.head(pooled(F.relu(F.conv2d(x, w, m.b.bias, padding=1))))
 
 
 @pattern(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orchestrator.network import CostTable, Coupling, UnsupportedModel, couple, cut, masked, random_plan
 from orchestrator.network.lively import difference, lively_
+from orchestrator.network.recording import layer_of
 from orchestrator.network.zoo import NETWORKS
 
 EXACT = 1e-9
@@ -28,7 +29,7 @@ def free_widths(coupling: Coupling) -> dict[str, int]:
     for group in coupling.groups:
         for name, dim in group.made:
             channels = coupling.dims[name, dim]
-            found.setdefault(name.rsplit(".", 1)[0], set()).update(channels[channels >= 0].tolist())
+            found.setdefault(layer_of(name) or name, set()).update(channels[channels >= 0].tolist())
     return {name: len(channels) for name, channels in found.items()}
 
 

@@ -27,6 +27,17 @@ def test_cut_takes_rows_columns_and_norm_entries() -> None:
     assert small.b.bias.data_ptr() != model.b.bias.data_ptr()
 
 
+@pytest.mark.parametrize("pattern", ["plain", "buffer_a_channel", "tied_weights"])
+def test_nothing_is_shared_with_the_given_network(pattern: str) -> None:
+    """Training the small network must not change the large one: not even in what the plan leaves whole."""
+    model = PATTERNS[pattern].build()
+    coupling = couple(model, PATTERNS[pattern].example)
+    mine = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    for plan in (Plan(kept={}), random_plan(coupling)):
+        for changed in (cut(model, coupling, plan), masked(model, coupling, plan)):
+            assert mine.isdisjoint(tensor.data_ptr() for tensor in changed.state_dict().values())
+
+
 def test_masked_zeroes_the_same_entries() -> None:
     model = PATTERNS["plain"].build()
     lively_(model, EXAMPLE)
