@@ -54,6 +54,7 @@ class TrialSpec(Record):
     pruning_ratio: OpenShare  # share of the current flops removed in each iteration
     iterations: Annotated[int, Field(ge=1)]
     group_cap: OpenShare = 0.5  # largest share of a group's channels that one iteration may take
+    round_to: Annotated[int, Field(ge=1)] = 1  # a group that loses channels keeps a multiple of this
     seed: Annotated[int, Field(ge=0)] = 0
     weights: str | None = None  # a file with trained weights; the dense stage then trains nothing
     data_root: str = "data"  # folder of the downloaded data sets; part of no key

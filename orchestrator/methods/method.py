@@ -45,10 +45,14 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a plan has to meet: flops at most, and the largest share of a group's channels that may leave."""
+    """What a plan has to meet: flops at most, and the largest share of a group's channels that may leave.
+
+    round_to: a group that loses channels keeps a multiple of this; one that is no wider stays whole.
+    """
 
     flops: int
     group_cap: float
+    round_to: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,12 @@ def by_score(score: Score) -> Choose:
 
     def choose(subject: Subject, budget: Budget) -> Plan:
         return greedy(
-            subject.coupling, score(subject), budget.flops, group_cap=budget.group_cap, groups=subject.prunable()
+            subject.coupling,
+            score(subject),
+            budget.flops,
+            group_cap=budget.group_cap,
+            groups=subject.prunable(),
+            round_to=budget.round_to,
         )
 
     return choose

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from orchestrator.network.cost import CostTable
 from orchestrator.network.coupling import Bools, Coupling
+from orchestrator.network.solve import Ints
 from orchestrator.record import InvalidInput
 
 
 class BudgetUnreachable(InvalidInput):
-    """No plan that respects the per-group cap (and leaves a channel in every group) is this cheap."""
+    """No plan that respects the per-group cap and round_to (and leaves a channel in every group) is this cheap."""
 
 
 class PlanMismatch(InvalidInput):
@@ -98,33 +99,41 @@ def greedy(
     flops_budget: int,
     group_cap: float = 1.0,
     groups: frozenset[str] | None = None,
+    *,
+    round_to: int = 1,
 ) -> Plan:
     """Global greedy pruning: the lowest scores of all groups leave first, until the flops budget is met.
 
     scores: [channels], higher stays longer; ties leave in channel order. group_cap: the largest share of a group
     that may leave; at least one channel of each group stays. groups: names that may lose channels (all if None).
-    The plan takes the fewest channels that meet the budget: with one less, flops are above it.
-    Raises BudgetUnreachable when even all that may leave is not enough.
+    round_to: a group that loses channels keeps a multiple of this, at least once; one that is no wider stays whole.
+    It counts channels of the group: a layer in which the group stands n times (conv_groups, chunks, blocks) keeps
+    n times as many, and one that reads several groups the sum of their multiples.
+    The plan takes the fewest steps that meet the budget: with one less, flops are above it. A step is a channel, or
+    with round_to the channels of a group between two multiples, which leave when the last of them would.
+    Raises BudgetUnreachable when even all that may leave is not enough, InvalidInput for a bad round_to.
     Source: Li et al. 2019, OICSR, global greedy pruning; the cap from readers' notes on the paper.
     """
     if len(scores) != coupling.channels or not np.isfinite(scores).all():
         raise ValueError(f"scores: {len(scores)} values for {coupling.channels} channels, all must be finite")
-    order = removal_order(coupling, scores, group_cap, groups)
+    order, ends = _removal_steps(coupling, scores, group_cap, groups, round_to=round_to)
     table = CostTable(coupling)
     mask = np.ones(coupling.channels, bool)
 
-    def flops(count: int) -> int:
+    def flops(steps: int) -> int:
         mask[:] = True
-        mask[order[:count]] = False
+        mask[order[: ends[steps]]] = False
         return table.flops(mask)
 
-    least = flops(len(order))
+    low, high = 0, len(ends) - 1
+    least = flops(high)
     if least > flops_budget:
         raise BudgetUnreachable(
-            f"flops budget {flops_budget:,} cannot be met: with a cap of {group_cap:g} a group and at least "
-            f"one channel in each, flops fall from {table.flops():,} to {least:,} at the lowest"
+            f"flops budget {flops_budget:,} cannot be met: with a cap of {group_cap:g} a group and "
+            f"{'at least one channel in each' if round_to == 1 else f'round_to {round_to}'}, flops fall from "
+            f"{table.flops():,} to {least:,} at the lowest"
+            + _blame_on_rounding(table, flops_budget, group_cap, groups, round_to)
         )
-    low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
         if flops(middle) <= flops_budget:
@@ -135,24 +144,63 @@ def greedy(
     return Plan.from_mask(coupling, mask)
 
 
+def _blame_on_rounding(
+    table: CostTable, flops_budget: int, group_cap: float, groups: frozenset[str] | None, round_to: int
+) -> str:
+    """What to add to the message of a budget that only round_to makes unreachable."""
+    mask = np.ones(table.coupling.channels, bool)
+    mask[removal_order(table.coupling, np.zeros(len(mask)), group_cap, groups)] = False
+    least = table.flops(mask)
+    met = round_to > 1 and least <= flops_budget
+    return f"; round_to is the reason: without it they fall to {least:,}" if met else ""
+
+
 def removal_order(
     coupling: Coupling,
     scores: npt.NDArray[np.floating[Any]],
     group_cap: float = 1.0,
     groups: frozenset[str] | None = None,
-) -> npt.NDArray[np.int64]:
-    """Channels that may leave, the first to leave first: ascending score, every group only up to its cap."""
+    *,
+    round_to: int = 1,
+) -> Ints:
+    """Channels that may leave, the first to leave first: ascending score, every group only up to its cap.
+
+    With round_to, those that leave a group together stand together, where the last of them would alone.
+    """
+    return _removal_steps(coupling, scores, group_cap, groups, round_to=round_to)[0]
+
+
+def _removal_steps(
+    coupling: Coupling,
+    scores: npt.NDArray[np.floating[Any]],
+    group_cap: float,
+    groups: frozenset[str] | None,
+    *,
+    round_to: int,
+) -> tuple[Ints, Ints]:
+    """The removal order, and [steps + 1] how many channels have left after each step, from 0 on."""
+    _check_round_to(round_to)
+    quotas = [_quota(g.size, group_cap, round_to) if groups is None or g.name in groups else 0 for g in coupling.groups]
+    sizes, quota = np.array([g.size for g in coupling.groups], np.int64), np.array(quotas, np.int64)
     order = np.argsort(scores, kind="stable")
-    quota = np.array([_quota(g.size, group_cap) if groups is None or g.name in groups else 0 for g in coupling.groups])
+    by_group = np.argsort(coupling.group_of[order], kind="stable")  # group after group, each in ascending score
+    order = order[by_group]
     owner = coupling.group_of[order]
-    by_group = np.argsort(owner, kind="stable")
-    sizes = np.array([g.size for g in coupling.groups], dtype=np.int64)
-    rank = np.empty(len(order), np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else np.zeros(0, np.int64)
-    rank[by_group] = np.arange(len(order)) - np.repeat(starts, sizes)
-    allowed: npt.NDArray[np.int64] = order[rank < quota[owner]] if len(order) else order
-    return allowed
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    leaves = rank < quota[owner]
+    last = leaves & ((sizes[owner] - rank - 1) % round_to == 0)  # a step ends where a multiple is left
+    step = np.repeat(np.flatnonzero(last), np.diff(np.flatnonzero(last[leaves]), prepend=-1))
+    when = np.argsort(by_group[step], kind="stable")
+    ends = np.flatnonzero(np.diff(step[when], append=-1)) + 1
+    return order[leaves][when], np.concatenate([np.zeros(1, np.int64), ends])
 
 
-def _quota(size: int, cap: float) -> int:
-    return min(int(size * cap + 1e-9), size - 1)
+def _quota(size: int, cap: float, round_to: int) -> int:
+    """How many channels may leave a group: within the cap, not all, and to a multiple of round_to."""
+    may = min(int(size * cap + 1e-9), size - 1)
+    return max(0, size - -(-(size - may) // round_to) * round_to)
+
+
+def _check_round_to(round_to: Any) -> None:
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise InvalidInput(f"round_to is {round_to!r}; it must be a whole number, at least 1")

@@ -31,6 +31,7 @@ from orchestrator.search.messages import FieldError, explain, known, show
 T = TypeVar("T", bound=Record)
 TABLES = ("dense", "sparse", "recovery", "method_options")
 IN_NO_STUDY = ("data_root",)  # where the data lie changes no result
+ADDED_LATER = {"round_to": 1}  # left out of a definition while it has the value that older studies stand for
 CORNERS = 4096  # combinations of extreme values that are tried out when a space is read
 
 
@@ -102,7 +103,8 @@ class SearchSpace(Record):
         Budget and resources are left out: they may change from one launch to the next.
         """
         fixed = next(self.corners()).model_dump(mode="json")  # defaults filled in: writing one out changes nothing
-        for name in (*self.dimensions, *IN_NO_STUDY):
+        later = [name for name, default in ADDED_LATER.items() if fixed[name] == default]
+        for name in (*self.dimensions, *IN_NO_STUDY, *later):
             _drop(fixed, name)
         searched = {name: dimension.model_dump(mode="json") for name, dimension in self.dimensions.items()}
         return {"trial": fixed, "search": searched, "proposals": self.proposals.model_dump(mode="json")}

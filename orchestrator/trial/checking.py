@@ -1,5 +1,7 @@
 """check(spec): what would end every trial of this kind at once, found before any work is started."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
     """Raise InvalidInput for whatever would end every trial of this kind at once; returns what else is to be said.
 
     An unknown model, data set, method or option; data that is missing or damaged; a model that does not run on it;
-    weights that do not fit; more pruning than the groups, their cap and one channel in each allow.
+    weights that do not fit; more pruning than the groups, their cap, round_to and one channel in each allow.
     """
     setting = Setting.of(spec)
     data = setting.data
@@ -41,19 +43,24 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
 
 def _check_budget(spec: TrialSpec, coupling: Coupling, prunable: frozenset[str]) -> None:
     dense_flops = CostTable(coupling).flops()
-    for iteration in range(1, spec.iterations + 1):
-        coupling = _as_narrow_as_allowed(coupling, spec.group_cap, prunable)
-        least, wanted = CostTable(coupling).flops(), (1 - spec.pruning_ratio) ** iteration * dense_flops
+    for iteration, least in enumerate(_least_flops(spec, coupling, prunable, spec.round_to), start=1):
+        wanted = (1 - spec.pruning_ratio) ** iteration * dense_flops
         if least > wanted:
+            (unrounded,) = islice(_least_flops(spec, coupling, prunable, round_to=1), iteration - 1, iteration)
+            left = "a channel left in every group" if spec.round_to == 1 else f"round_to {spec.round_to}"
+            reason = f"; round_to is the reason: without it {unrounded:,}" if unrounded <= wanted else ""
             raise InvalidInput(
                 f"pruning_ratio {spec.pruning_ratio:g} asks for {wanted:,.0f} flops in iteration {iteration}; "
-                f"with group_cap {spec.group_cap:g} and a channel left in every group, {spec.model} has at least "
-                f"{least:,} of its {dense_flops:,} then"
+                f"with group_cap {spec.group_cap:g} and {left}, {spec.model} has at least "
+                f"{least:,} of its {dense_flops:,} then{reason}"
             )
 
 
-def _as_narrow_as_allowed(coupling: Coupling, cap: float, prunable: frozenset[str]) -> Coupling:
-    """The coupling after an iteration that takes all it may."""
-    mask = np.ones(coupling.channels, bool)
-    mask[removal_order(coupling, np.zeros(coupling.channels), cap, prunable)] = False
-    return coupling.restrict(Plan.from_mask(coupling, mask))
+def _least_flops(spec: TrialSpec, coupling: Coupling, prunable: frozenset[str], round_to: int) -> Iterator[int]:
+    """Flops after each iteration if all of them take all they may."""
+    for _ in range(spec.iterations):
+        mask = np.ones(coupling.channels, bool)
+        scores = np.zeros(coupling.channels)
+        mask[removal_order(coupling, scores, spec.group_cap, prunable, round_to=round_to)] = False
+        coupling = coupling.restrict(Plan.from_mask(coupling, mask))
+        yield CostTable(coupling).flops()

@@ -151,7 +151,7 @@ class Networks:
         """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again."""
         spec, method = self.setting.spec, self.setting.method
         flops = CostTable(network.coupling).flops()
-        budget = Budget(flops=int(flops * (1 - spec.pruning_ratio)), group_cap=spec.group_cap)
+        budget = Budget(flops=int(flops * (1 - spec.pruning_ratio)), group_cap=spec.group_cap, round_to=spec.round_to)
 
         def choose(coupling: Coupling) -> Plan:
             return method.choose(self._subject(replace(network, coupling=coupling), key), budget)

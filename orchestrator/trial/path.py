@@ -89,10 +89,12 @@ def _cut(setting: Setting) -> dict[str, Any]:
         "version": setting.method.version,
         "options": setting.options.model_dump(),
     }
+    rounding = {"round_to": setting.spec.round_to} if setting.spec.round_to > 1 else {}  # 1 is how it was before
     return {
         "version": VERSIONS["cut"],
         "method": method,
         "pruning_ratio": setting.spec.pruning_ratio,
         "group_cap": setting.spec.group_cap,
         "recovery": setting.spec.recovery.model_dump(),
+        **rounding,
     }

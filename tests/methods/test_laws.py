@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import EXAMPLE, NETWORKS, built, subject_of
+from small_networks import EXAMPLE, NETWORKS, built, conv, subject_of
 from torch import Tensor, nn
 
 from orchestrator.methods import METHODS, Budget, Method, Subject
@@ -24,17 +24,19 @@ every_penalty = pytest.mark.parametrize(
 )
 
 
-def least_flops(subject: Subject, cap: float = CAP) -> int:
+def least_flops(subject: Subject, cap: float = CAP, round_to: int = 1) -> int:
     """What is left when all that may leave has left."""
     coupling = subject.coupling
     mask = np.ones(coupling.channels, bool)
-    mask[removal_order(coupling, np.zeros(coupling.channels), cap, subject.prunable())] = False
+    order = removal_order(coupling, np.zeros(coupling.channels), cap, subject.prunable(), round_to=round_to)
+    mask[order] = False
     return CostTable(coupling).flops(mask)
 
 
-def half_way(subject: Subject) -> Budget:
+def half_way(subject: Subject, round_to: int = 1) -> Budget:
     """A budget that can be met, and only by pruning."""
-    return Budget(flops=(CostTable(subject.coupling).flops() + least_flops(subject)) // 2, group_cap=CAP)
+    flops = CostTable(subject.coupling).flops(), least_flops(subject, round_to=round_to)
+    return Budget(flops=sum(flops) // 2, group_cap=CAP, round_to=round_to)
 
 
 def traces(model: nn.Module) -> dict[str, Any]:
@@ -74,6 +76,37 @@ def test_choose_meets_its_budget_and_the_cap(method: Method, network: str) -> No
     for group in subject.coupling.groups:
         assert kept[group.name] >= max(1, group.size - int(CAP * group.size))
     assert set(plan.kept) <= subject.prunable()
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("network", "round_to"), [("wide", 8), ("plain", 8), ("depthwise_gated", 8), ("grouped", 2), ("dense", 4)]
+)
+def test_choose_keeps_multiples_of_round_to(method: Method, network: str, round_to: int) -> None:
+    model = wide() if network == "wide" else built(network)
+    subject = subject_of(model, method)
+    budget = half_way(subject, round_to)
+    plan = method.choose(subject, budget)
+    assert plan.kept
+    assert all(len(positions) % round_to == 0 for positions in plan.kept.values())
+    assert measure(cut(model, subject.coupling, plan), EXAMPLE).flops <= budget.flops
+    kept = kept_in(plan, subject.coupling)
+    assert all(kept[group.name] >= group.size - int(CAP * group.size) for group in subject.coupling.groups)
+
+
+def wide() -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        parts = conv(3, 24), nn.BatchNorm2d(24), nn.ReLU(), conv(24, 40), nn.ReLU(), conv(40, 20), nn.ReLU()
+        return nn.Sequential(*parts, nn.Flatten(), nn.Linear(20 * 64, 5))
+
+
+@every_method
+def test_an_impossible_budget_is_blamed_on_rounding(method: Method) -> None:
+    subject = subject_of(wide(), method)
+    budget = Budget(flops=least_flops(subject, round_to=8) - 1, group_cap=CAP, round_to=8)
+    with pytest.raises(BudgetUnreachable, match=r"cannot be met: .* round_to is the reason"):
+        method.choose(subject, budget)
 
 
 @every_method

@@ -23,8 +23,10 @@ from orchestrator.network import (
     measure,
     random_plan,
 )
+from orchestrator.network.plan import removal_order
 from orchestrator.network.recording import Call
 from orchestrator.network.zoo import NETWORKS
+from orchestrator.record import InvalidInput
 
 
 def chain(widths: Sequence[int], positions: Sequence[int]) -> Coupling:
@@ -60,12 +62,15 @@ def flops_by_hand(coupling: Coupling, positions: Sequence[int], kept: np.ndarray
 
 
 def naive(
-    coupling: Coupling, positions: Sequence[int], scores: np.ndarray, budget: int, cap: float
+    coupling: Coupling, positions: Sequence[int], scores: np.ndarray, budget: int, cap: float, *, round_to: int = 1
 ) -> np.ndarray | None:
-    """Take the lowest score that may still leave, one after another, until the budget is met; None if it cannot be."""
+    """Take the lowest score that may still leave, one after another, until the budget is met; None if it cannot be.
+
+    The budget is met by what is left of each group, rounded up to a multiple.
+    """
     kept = np.ones(coupling.channels, bool)
     left = {g.name: min(int(g.size * cap + 1e-9), g.size - 1) for g in coupling.groups}
-    while flops_by_hand(coupling, positions, kept) > budget:
+    while flops_by_hand(coupling, positions, rounded_up(coupling, scores, kept, round_to)) > budget:
         best = None
         for group in coupling.groups:
             for channel in range(group.start, group.start + group.size):
@@ -76,7 +81,18 @@ def naive(
             return None
         kept[best[0]] = False
         left[best[1]] -= 1
-    return kept
+    return rounded_up(coupling, scores, kept, round_to)
+
+
+def rounded_up(coupling: Coupling, scores: np.ndarray, kept: np.ndarray, round_to: int) -> np.ndarray:
+    """With the best of those that left each group taken back, up to a multiple or to the whole group."""
+    result = kept.copy()
+    for group in coupling.groups:
+        channels = range(group.start, group.start + group.size)
+        gone = sorted((c for c in channels if not kept[c]), key=lambda c: (scores[c], c))
+        while gone and (group.size - len(gone)) % round_to:
+            result[gone.pop()] = True
+    return result
 
 
 @st.composite
@@ -125,6 +141,96 @@ def test_greedy_meets_its_budget_within_one_channel(seed: int, flops_kept: float
         assert len(plan.kept.get(group.name, range(group.size))) >= group.size - int(cap * group.size)
 
 
+@settings(max_examples=300, deadline=None)
+@given(cases(), st.integers(2, 4))
+def test_rounded_greedy_equals_one_channel_at_a_time(
+    case: tuple[Coupling, list[int], np.ndarray, int, float], round_to: int
+) -> None:
+    coupling, positions, scores, budget, cap = case
+    expected = naive(coupling, positions, scores, budget, cap, round_to=round_to)
+    if expected is None:
+        by_rounding = naive(coupling, positions, scores, budget, cap) is not None
+        with pytest.raises(BudgetUnreachable) as caught:
+            greedy(coupling, scores, budget, cap, round_to=round_to)
+        assert ("round_to is the reason" in str(caught.value)) is by_rounding
+        return
+    mask = greedy(coupling, scores, budget, cap, round_to=round_to).mask(coupling)
+    assert mask.tolist() == expected.tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.7, 0.99), st.sampled_from([0.5, 1.0]), st.sampled_from([3, 8, 16]))
+def test_greedy_meets_its_budget_within_one_rounding_step(
+    seed: int, flops_kept: float, cap: float, round_to: int
+) -> None:
+    table = CostTable(RESNET)
+    scores = np.random.default_rng(seed).random(RESNET.channels)
+    budget = int(table.flops() * flops_kept)
+    plan = greedy(RESNET, scores, budget, cap, round_to=round_to)
+    mask = plan.mask(RESNET)
+    assert table.flops(mask) <= budget
+    for name, kept in plan.kept.items():
+        assert len(kept) % round_to == 0
+        assert len(kept) >= RESNET.by_name[name].size * (1 - cap)
+        assert (
+            scores_of(RESNET, scores, name)[list(kept)].min() > np.delete(scores_of(RESNET, scores, name), kept).max()
+        )
+    group = RESNET.groups[RESNET.group_of[max(np.flatnonzero(~mask), key=lambda channel: scores[channel])]]
+    gone = [c for c in range(group.start, group.start + group.size) if not mask[c]]
+    mask[sorted(gone, key=lambda channel: scores[channel])[-round_to:]] = True  # all that left, if fewer
+    assert table.flops(mask) > budget
+
+
+def scores_of(coupling: Coupling, scores: np.ndarray, name: str) -> np.ndarray:
+    return scores[coupling.by_name[name].channels]
+
+
+@pytest.mark.parametrize(
+    ("width", "round_to", "widths"),
+    [
+        (8, 8, {8}),  # no wider: whole
+        (5, 8, {5}),
+        (9, 8, {9, 8}),
+        (20, 8, {20, 16, 8}),  # no multiple: whole, or down to one
+        (16, 1, set(range(1, 17))),
+        (7, 3, {7, 6, 3}),
+    ],
+)
+def test_the_widths_that_a_rounded_group_can_have(width: int, round_to: int, widths: set[int]) -> None:
+    coupling = chain([width], [1, 1])
+    scores = np.random.default_rng(0).random(width)
+    found = set()
+    for budget in range(CostTable(coupling).flops() + 1):
+        try:
+            found.add(int(greedy(coupling, scores, budget, round_to=round_to).mask(coupling).sum()))
+        except BudgetUnreachable:
+            continue
+    assert found == widths
+
+
+@pytest.mark.parametrize(("cap", "kept"), [(0.25, 24), (0.34, 16), (0.7, 8)])
+def test_rounding_never_takes_more_than_the_cap(cap: float, kept: int) -> None:
+    coupling = chain([24], [1, 1])
+    assert removal_order(coupling, np.zeros(24), cap, round_to=8).tolist() == list(range(24 - kept))
+
+
+def test_iteration_after_iteration_widths_stay_multiples() -> None:
+    coupling, plan = RESNET, Plan(kept={})
+    for seed in range(3):
+        scores = np.random.default_rng(seed).random(coupling.channels)
+        later = greedy(coupling, scores, int(CostTable(coupling).flops() * 0.75), 0.5, round_to=8)
+        assert later.kept
+        coupling, plan = coupling.restrict(later), plan.then(later)
+        assert all(len(kept) % 8 == 0 for kept in plan.kept.values())
+
+
+def test_the_channels_of_a_step_leave_together() -> None:
+    coupling = chain([4, 4], [1, 1, 1])
+    scores = np.array([0.0, 5, 6, 7, 1, 2, 3, 4])
+    assert removal_order(coupling, scores).tolist() == [0, 4, 5, 6, 1, 2]
+    assert removal_order(coupling, scores, round_to=2).tolist() == [4, 5, 0, 1]
+
+
 RESNET = couple(NETWORKS["resnet20"](10, (3, 32, 32)), torch.zeros(1, 3, 32, 32))
 
 
@@ -153,6 +259,24 @@ def test_an_unreachable_budget_says_how_low_it_goes() -> None:
         BudgetUnreachable, match=r"^flops budget 10 cannot be met: with a cap of 0\.5 .* from 68 to 30 at"
     ):
         greedy(coupling, np.zeros(8), 10, 0.5)
+
+
+def test_a_budget_that_only_rounding_makes_unreachable_says_so() -> None:
+    coupling = chain([4, 4], [1, 1, 1])  # 3 x 4 + 4 x 4 + 4 x 10
+    with pytest.raises(
+        BudgetUnreachable,
+        match=r"^flops budget 40 cannot be met: with a cap of 0\.5 a group and round_to 4, flops fall from 68 to 68 at "
+        r"the lowest; round_to is the reason: without it they fall to 30$",
+    ):
+        greedy(coupling, np.zeros(8), 40, 0.5, round_to=4)
+    with pytest.raises(BudgetUnreachable, match=r"round_to 2, flops fall from 68 to 30 at the lowest$"):
+        greedy(coupling, np.zeros(8), 10, 0.5, round_to=2)
+
+
+@pytest.mark.parametrize("round_to", [0, -8, 8.0, True, None, "8"])
+def test_round_to_is_a_whole_number(round_to: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^round_to is .*; it must be a whole number, at least 1$"):
+        greedy(chain([4, 4], [1, 1, 1]), np.zeros(8), 68, round_to=round_to)
 
 
 @pytest.mark.parametrize("scores", [np.zeros(7), np.full(8, np.nan)])

@@ -104,6 +104,26 @@ def test_the_definition_has_defaults_filled_in(space_file: Write) -> None:
     assert read(space_file, **{"parallel = 3": "parallel = 2"}).definition() != plain
 
 
+def test_rounding_is_one_field_more(space_file: Write) -> None:
+    plain = read(space_file)
+    assert all(spec.round_to == 1 for spec in plain.corners())
+    fixed = read(space_file, **{"model =": "round_to = 8\nmodel ="})
+    assert all(spec.round_to == 8 for spec in fixed.corners())
+    varied = read(space_file, **{RATIO: RATIO + "\nround_to = { choices = [1, 8, 16] }"})
+    assert {spec.round_to for spec in varied.corners()} == {1, 8, 16}
+
+
+def test_a_definition_without_rounding_is_that_of_studies_made_before(space_file: Write) -> None:
+    plain = read(space_file).definition()
+    assert "round_to" not in plain["trial"]
+    assert read(space_file, **{"model =": "round_to = 1\nmodel ="}).definition() == plain
+    rounded = read(space_file, **{"model =": "round_to = 8\nmodel ="}).definition()
+    assert rounded["trial"] == plain["trial"] | {"round_to": 8}
+    varied = read(space_file, **{RATIO: RATIO + "\nround_to = { choices = [1, 8] }"}).definition()
+    assert varied["trial"] == plain["trial"]
+    assert "round_to" in varied["search"]
+
+
 BAD = {
     "pruning_ratio.high is 1.5; it must be below 1": {RATIO: "{ low = 0.2, high = 1.5 }"},
     "pruning_ratio.low is 0; it must be above 0": {RATIO: "{ low = 0, high = 0.5 }"},
@@ -126,6 +146,7 @@ BAD = {
     "pruning_ratio has choices and low; it must have either": {RATIO: "{ choices = [0.5, 0.6], low = 0.1 }"},
     "regularization_weight.low is 0; it must be above 0 where log": {WEIGHT: "{ low = 0, high = 0.1, log = true }"},
     "iterations.low is 2.5; it must be a whole number": {ITERATIONS: "{ low = 2.5, high = 4 }"},
+    "round_to.choices[0] is 0; it must be at least 1": {RATIO: RATIO + "\nround_to = { choices = [0, 8] }"},
     "iterations.low is 0; it must be at least 1": {ITERATIONS: "{ low = 0, high = 4 }"},
     "iterations.step is 0.5; it must be a whole number above 0": {ITERATIONS: "{ low = 1, high = 4, step = 0.5 }"},
     "iterations.grid is 9; there are fewer different values from 2 to 4": {
@@ -156,6 +177,10 @@ BAD_FIXED = {
     },
     "trial.model is 3; it must be text in quotes": {'"fake"': "3"},
     "trial.group_cap is 1.5; it must be below 1": {"model =": "group_cap = 1.5\nmodel ="},
+    "trial.round_to is 0; it must be at least 1": {"model =": "round_to = 0\nmodel ="},
+    "trial.round_to is 8.0; it must be a whole number": {"model =": "round_to = 8.0\nmodel ="},
+    'trial.round_to is "8"; it must be a whole number': {"model =": 'round_to = "8"\nmodel ='},
+    'trial.roundto is unknown; did you mean "round_to"?': {"model =": "roundto = 8\nmodel ="},
     "trial.seed is -1; it must be at least 0": {"model =": "seed = -1\nmodel ="},
     "trial.method_options.a is [1]; it must be true, false, a number or text": {
         "model =": "method_options.a = [1]\nmodel ="

@@ -95,19 +95,36 @@ def test_pruning_faster_than_the_cap_allows_is_refused(spec_of: SpecOf) -> None:
         trial.check(spec_of(pruning_ratio=0.9))
 
 
+def test_pruning_that_only_rounding_forbids_is_refused_with_the_reason(spec_of: SpecOf) -> None:
+    with pytest.raises(InvalidInput, match=r"in iteration 1; .* round_to 8, .*; round_to is the reason: without it 44"):
+        trial.check(spec_of(pruning_ratio=0.3, group_cap=0.2, round_to=8))
+    with pytest.raises(
+        InvalidInput, match=r"group_cap 0\.2 and round_to 8, cifarnet has at least [\d,]+ of its \S+ then$"
+    ):
+        trial.check(spec_of(pruning_ratio=0.5, group_cap=0.2, round_to=8))
+
+
 def test_a_model_without_a_channel_to_prune_is_refused(spec_of: SpecOf) -> None:
     with pytest.raises(InvalidInput, match=r"own_models:rigid has at least 640 of its 640"):
         trial.check(spec_of(model="own_models:rigid"))
 
 
-@pytest.mark.parametrize(("ratio", "cap"), [(0.7, 0.5), (0.75, 0.5), (0.8, 0.5), (0.4, 0.2), (0.3, 0.2), (0.9, 0.9)])
+@pytest.mark.parametrize(
+    ("ratio", "cap", "round_to"),
+    [
+        *[(0.7, 0.5, 1), (0.75, 0.5, 1), (0.8, 0.5, 1), (0.4, 0.2, 1), (0.3, 0.2, 1), (0.9, 0.9, 1)],
+        *[(0.03, 0.2, 8), (0.05, 0.2, 8), (0.01, 0.2, 16), (0.7, 0.5, 16), (0.15, 0.5, 32), (0.16, 0.5, 32)],
+        *[(0.93, 0.9, 8), (0.94, 0.9, 8)],
+    ],
+)
 def test_check_refuses_what_the_first_iteration_cannot_do_and_nothing_else(
-    spec_of: SpecOf, ratio: float, cap: float, tmp_path: Path
+    spec_of: SpecOf, ratio: float, cap: float, round_to: int, tmp_path: Path
 ) -> None:
     from orchestrator.store import StageStore
 
     still = {"epochs": 0, "learning_rate": 0.1}
-    spec = spec_of(pruning_ratio=ratio, group_cap=cap, iterations=1, dense=still, sparse=still, recovery=still)
+    schedules = {"dense": still, "sparse": still, "recovery": still}
+    spec = spec_of(pruning_ratio=ratio, group_cap=cap, round_to=round_to, iterations=1, **schedules)
     failure = trial.run(spec, StageStore(tmp_path / "study")).failure
     if failure is None:
         assert trial.check(spec) == ()

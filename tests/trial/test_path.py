@@ -62,6 +62,8 @@ def test_keys_are_made_from_exactly_this(spec_of: SpecOf) -> None:
         ({"recovery": OTHER}, 2),
         ({"pruning_ratio": 0.31}, 2),
         ({"group_cap": 0.4}, 2),
+        ({"round_to": 1}, 5),  # the default
+        ({"round_to": 8}, 2),
         ({"sparse": OTHER}, 1),
         ({"regularization_weight": 0.011}, 1),
         ({"method_options": {"size_normalization": True}}, 1),
@@ -76,6 +78,15 @@ def test_trials_share_stages_up_to_where_they_differ(spec_of: SpecOf, changes: d
     one, other = keys(spec_of()), keys(spec_of(**changes))
     same = [a == b for a, b in zip(one, other, strict=False)]
     assert same == [True] * shared + [False] * (len(same) - shared)
+
+
+def test_rounding_is_in_a_cut_stages_key_only_where_there_is_any(spec_of: SpecOf) -> None:
+    """What was computed before there was round_to is found again."""
+    dense, sparse, cut, *_ = steps(Setting.of(spec_of(round_to=8)))
+    assert "round_to" not in dense.parameters | sparse.parameters
+    assert cut.parameters["round_to"] == 8
+    for spec in (spec_of(), spec_of(round_to=1)):
+        assert all("round_to" not in step.parameters for step in steps(Setting.of(spec)))
 
 
 def test_options_of_the_choice_do_not_split_sparse_stages_without_a_penalty(spec_of: SpecOf) -> None:
