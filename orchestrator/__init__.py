@@ -1,14 +1,16 @@
 """A distributed pruning-search orchestrator.
 
-`from orchestrator import Study` asks a study for its frontier; nothing here imports torch.
+`from orchestrator import Study` asks a study for its frontier, `orchestrator.load(folder)` gives a saved model back;
+nothing is imported before it is asked for, torch least of all.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.collector import Study
+    from orchestrator.network.artifact import load
 
-__all__ = ["Study"]
+__all__ = ["Study", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from orchestrator.collector import Study
 
         return Study
+    if name == "load":
+        from orchestrator.network.artifact import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

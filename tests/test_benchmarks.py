@@ -79,3 +79,18 @@ def test_methods_are_compared_at_the_same_flops(run: Run, tmp_path: Path) -> Non
 def test_methods_name_the_data_that_is_missing(run: Run, tmp_path: Path) -> None:
     (complaint,) = run("methods", "--data-root", str(tmp_path), code=2)
     assert complaint.startswith(f"error: data set fashion_mnist: {tmp_path}/FashionMNIST/raw/")
+
+
+def test_pruned_networks_leave_unharmed(run: Run) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
+    header, _, *rows = run("export", "cifarnet", "--side", "16", "--threads", "1", "--batches", "1", "2")
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    assert [row["widths"] for row in found] == ["dense", "free", "round_to=8"]
+    assert all(float(row["flops_kept"]) <= 0.5 for row in found[1:])
+    assert all(float(row[f"{form}: difference"]) <= 1e-5 for row in found[1:] for form in ("loaded again", "ONNX"))
+    assert float(found[1]["folder, MB"]) < 4.1 * float(found[0]["M params"])
+
+
+def test_export_names_the_network_that_is_unknown(run: Run) -> None:
+    (complaint,) = run("export", "cifarnot", code=2)
+    assert complaint.startswith("error: unknown model 'cifarnot'; did you mean cifarnet")
