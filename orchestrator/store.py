@@ -30,6 +30,7 @@ STAGE_FILE = "stage.json"
 POINT_FILE = "point.json"
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
+MODEL_FILE = "model.json"  # with the weights beside it, a point's folder is a model that orchestrator.load reads
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from orchestrator.claim import Owner
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
-from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore
+from orchestrator.store import MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore
 
 INDEX_FILE = "index.parquet"
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -171,8 +171,9 @@ class Study:
         )
 
     def export(self, key: str, output_dir: str | os.PathLike[str]) -> list[Path]:
-        """Copies a point's weights, plan and records into a folder; `key` may be cut short while it is unmistakable.
+        """Copies a point's model and records into a folder, which `orchestrator.load` reads.
 
+        `key` may be cut short while it is unmistakable.
         Raises InvalidInput if the weights were not kept, or if the folder holds anything else.
         """
         folder = self.store.folder(self._full_key(key))
@@ -180,7 +181,7 @@ class Study:
         point = self.store.point(folder.name)
         if not (folder / WEIGHTS_FILE).is_file():
             raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
-        sources = [folder / name for name in (WEIGHTS_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE)]
+        sources = [folder / name for name in (WEIGHTS_FILE, MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE)]
         try:
             return _copy([source for source in sources if source.is_file()], Path(output_dir), point.key)
         except OSError as error:

@@ -31,7 +31,6 @@ from orchestrator.network.cost import CostTable
 from orchestrator.network.coupling import Coupling, couple
 from orchestrator.network.model_card import (
     MAX_ELEMENTS,
-    MODEL_FILE,
     Architecture,
     Description,
     ModelCard,
@@ -52,7 +51,7 @@ from orchestrator.network.surgery import cut
 from orchestrator.network.weights import fingerprint, load_weights_, save_weights
 from orchestrator.network.zoo import NETWORKS
 from orchestrator.record import InvalidInput, now
-from orchestrator.store import WEIGHTS_FILE, first_problem
+from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, first_problem
 
 __all__ = [
     "Architecture",

@@ -23,9 +23,8 @@ from orchestrator.network.plan import Plan
 from orchestrator.network.weights import fingerprint
 from orchestrator.network.zoo import InputShape
 from orchestrator.record import InvalidInput, Record, Share, canonical_json
-from orchestrator.store import WEIGHTS_FILE, first_problem
+from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, first_problem
 
-MODEL_FILE = "model.json"
 FORMAT = "pruning-orchestrator model"
 VERSION = 1
 

@@ -7,6 +7,7 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     networks.py  the network of a stage: built, rebuilt from the store, trained, pruned
     verified.py  a plan that is right on the model's own weights; what made it wrong stays whole
     running.py   run(spec, store): each stage looked up or computed; a failure is a record
+    provenance.py  which state of this code a result comes from
     checking.py  check(spec): what would end every trial of this kind at once
 """
 

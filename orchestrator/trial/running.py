@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from orchestrator.network import BudgetUnreachable, CostTable
+from orchestrator.network.artifact import Architecture, describe, write_description
 from orchestrator.network.weights import save_weights
 from orchestrator.record import (
     Cost,
@@ -27,6 +28,7 @@ from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, 
 from orchestrator.training.loop import Diverged
 from orchestrator.trial.networks import Network, Networks
 from orchestrator.trial.path import Setting, Step, steps
+from orchestrator.trial.provenance import commit
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # PyTorch on a CPU, cuBLAS and cuDNN: plain RuntimeErrors
 
@@ -115,6 +117,7 @@ class _Trial:
         cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
         self._write(step, folder, network, cost)
         self._write_point(step, folder, network, cost, accuracy=accuracy)
+        self._write_description(step, folder, network, accuracy=accuracy)
 
     def _sparse(self, step: Step, folder: Path) -> None:
         started = time.perf_counter()
@@ -134,6 +137,7 @@ class _Trial:
         cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
         self._write(step, folder, network, cost)
         self._write_point(step, folder, network, cost, accuracy=accuracy, accuracy_after_cut=after_cut)
+        self._write_description(step, folder, network, accuracy=accuracy, accuracy_after_cut=after_cut)
 
     def _write(self, step: Step, folder: Path, network: Network, cost: Cost) -> None:
         save_weights(network.model, folder / WEIGHTS_FILE)
@@ -148,6 +152,32 @@ class _Trial:
             **whereabouts(),
         )
         write_record(folder / STAGE_FILE, stage)
+
+    def _write_description(
+        self,
+        step: Step,
+        folder: Path,
+        network: Network,
+        *,
+        accuracy: float,
+        accuracy_after_cut: float | None = None,
+    ) -> None:
+        """With it the stage's folder is a model that `orchestrator.load` reads."""
+        spec, data = self.setting.spec, self.setting.data
+        architecture = Architecture(reference=spec.model, classes=data.classes, input_shape=data.input_shape)
+        card = describe(
+            folder / WEIGHTS_FILE,
+            self.networks.dense.coupling,
+            architecture=architecture,
+            plans=[network.plan],
+            dataset=spec.dataset,
+            study=self.store.root.resolve().name,
+            stage=step.key,
+            commit=commit(),
+            accuracy=accuracy,
+            accuracy_after_cut=accuracy_after_cut,
+        )
+        write_description(folder, card)
 
     def _write_point(self, step: Step, folder: Path, network: Network, cost: Cost, **measured: Any) -> None:
         table, spec = CostTable(network.coupling), self.setting.spec

@@ -18,15 +18,18 @@ from safetensors.torch import load_file
 from short_trials import Finished
 from torch import nn
 
+import orchestrator
 from orchestrator import trial
 from orchestrator.methods import METHODS, Budget, Subject
 from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.network import CostTable, Plan
-from orchestrator.record import Outcome, Point, TrialSpec, seed_of
+from orchestrator.network.artifact import read
+from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, seed_of
 from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate
 from orchestrator.trial import networks, verified
+from orchestrator.trial.provenance import commit
 
 SpecOf = Callable[..., TrialSpec]
 ABSURD = {"epochs": 1, "learning_rate": 1e25, "batch_size": 64}  # a schedule that ends in NaN
@@ -479,3 +482,28 @@ def test_a_stage_that_is_not_there_is_no_model(finished: Finished) -> None:
         trial.rebuild(finished.spec, finished.store, "0" * 64)
     with pytest.raises(KeyError):
         trial.replay_cut(finished.spec, finished.store, finished.outcome.points[0].key)
+
+
+# -- what a stage leaves ---------------------------------------------------------------------------------------------
+
+
+def test_a_points_folder_is_a_model(finished: Finished) -> None:
+    data = load("digits")
+    for point in finished.outcome.points:
+        folder = finished.store.folder(point.key)
+        model = orchestrator.load(folder)
+        assert evaluate(model, data, "validation").accuracy == pytest.approx(point.accuracy, abs=1e-6)
+        card = read(folder)
+        assert (card.flops, card.params, card.accuracy) == (point.flops, point.params, point.accuracy)
+        assert (card.accuracy_after_cut, card.dataset) == (point.accuracy_after_cut, "digits")
+        assert (card.provenance.stage, card.provenance.study) == (point.key, finished.store.root.name)
+        assert card.provenance.commit == commit()
+
+
+def test_a_model_of_the_users_own_code_is_loaded_by_leave(store: StageStore, spec_of: SpecOf) -> None:
+    still = {"epochs": 0, "learning_rate": 0.1}
+    spec = spec_of(model="own_models:small", iterations=1, dense=still, sparse=still, recovery=still)
+    (*_, point) = trial.run(spec, store).points
+    with pytest.raises(InvalidInput, match=r"architecture\.reference is own_models:small, code that loading would run"):
+        orchestrator.load(store.folder(point.key))
+    assert orchestrator.load(store.folder(point.key), allow_code=["own_models:small"]) is not None
