@@ -24,6 +24,7 @@ from orchestrator.network.rules_shapes import (
     pick,
     pixel_shuffle,
     pixel_unshuffle,
+    restrided,
     same_on_labels,
     shuffle,
     view,
@@ -209,4 +210,6 @@ RULES: dict[Any, Rule] = {
     aten.constant_pad_nd: constant_pad,
     aten.index: indexed,
     aten.index_select: index_select,
+    aten.as_strided: restrided,
+    aten.as_strided_: restrided,
 }

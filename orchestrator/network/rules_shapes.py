@@ -288,8 +288,8 @@ def constant_pad(trace: Trace, op: Op) -> None:
 
 
 def indexed(trace: Trace, op: Op) -> None:
-    """x[..., index]: places may be picked; picked channels stay."""
-    labels = trace.labels(op.args[0])
+    """x[..., index]: places may be picked, and a table's entries; picked channels of activations stay."""
+    labels = _table(trace, op.args[0], [d for d, index in enumerate(op.args[1]) if index is not None])
     indices = op.args[1]
     touched = [d for d, index in enumerate(indices) if index is not None]
     if any(lb.varies(labels, d) for d in touched):
@@ -299,9 +299,34 @@ def indexed(trace: Trace, op: Op) -> None:
     trace.set(op.out, lb.settle(aten.index(labels, zeros)))
 
 
-def index_select(trace: Trace, op: Op) -> None:
+def _table(trace: Trace, tensor: Tensor, picked: list[int]) -> Tensor:
+    """Labels of what entries are picked from. A parameter's entries, such as position biases, are no channels."""
+    labels = trace.labels(tensor)
+    if trace.is_parameter(tensor) and any(d not in picked for d in lb.varying(labels)):
+        for dim in picked:
+            first = labels.narrow(dim, 0, 1)
+            trace.unify(labels, first)
+            labels = first.expand(labels.shape)
+    return labels
+
+
+def restrided(trace: Trace, op: Op) -> None:
+    """as_strided, where it leaves every element in its place, as pooling to one place does."""
     labels = trace.labels(op.args[0])
-    dim = op.args[1] % labels.ndim
+    strides, dense = [], 1
+    for size in reversed(labels.shape):
+        strides.insert(0, dense)
+        dense *= size
+    same = all(n == 1 or own == given for n, own, given in zip(labels.shape, strides, op.args[2], strict=False))
+    if tuple(op.args[1]) != tuple(labels.shape) or not same or op.arg(3, "storage_offset"):
+        unknown(trace, op)
+        return
+    trace.set(op.out, labels)
+
+
+def index_select(trace: Trace, op: Op) -> None:
+    dim = op.args[1] % op.args[0].ndim
+    labels = _table(trace, op.args[0], [dim])
     if lb.varies(labels, dim):
         freeze_through(trace, op, f"channels picked by index at {op.name}")
         return

@@ -668,6 +668,18 @@ def embedding(m, x):
     return m.head((m.a(x) * m.table(places)).mean(1))
 
 
+@pattern({"a": 8}, a=conv(3, 8), table=parameter(20, 8), places=torch.arange(64) % 20, head=linear(8, 5))
+def position_biases_picked_from_a_table(m, x):
+    x = F.relu(m.a(x)).flatten(2).transpose(1, 2)
+    return m.head((x + m.table[m.places]).mean(1))
+
+
+@pattern({"a": 8}, a=conv(3, 8), head=linear(8, 5))
+def pooled_in_another_memory_format(m, x):
+    x = F.relu(m.a(x)).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return m.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 @pattern({"qkv": 8, "out": 8}, shape=(1, 4, 6), qkv=linear(6, 24), out=linear(8, 8), head=linear(8, 5))
 def attention_unbound(m, x):
     q, k, v = m.qkv(x).reshape(x.shape[0], x.shape[1], 3, -1).unbind(2)
