@@ -55,6 +55,7 @@ class TrialSpec(Record):
     iterations: Annotated[int, Field(ge=1)]
     group_cap: OpenShare = 0.5  # largest share of a group's channels that one iteration may take
     round_to: Annotated[int, Field(ge=1)] = 1  # a group that loses channels keeps a multiple of this
+    latency_batch: Annotated[int, Field(ge=0)] = 0  # pictures in the batch that each point's latency_ms is of; 0: none
     seed: Annotated[int, Field(ge=0)] = 0
     weights: str | None = None  # a file with trained weights; the dense stage then trains nothing
     data_root: str = "data"  # folder of the downloaded data sets; part of no key
@@ -92,6 +93,8 @@ class Point(Record):
     accuracy: Share
     accuracy_after_cut: Share | None = None  # norm statistics re-estimated, no recovery
     test_accuracy: Share | None = None
+    latency_ms: Annotated[FiniteFloat, Field(ge=0.0)] | None = None  # of a batch of `latency_batch`, where it ran
+    latency_batch: int | None = None
     cost: Cost  # of this stage alone
     path_cost: Cost  # of this stage and all before it on its path
     created: str

@@ -40,6 +40,10 @@ def number_text(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:g}"
 
 
+def milliseconds_text(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
 def first_line(value: Any) -> str:
     return str(value).partition("\n")[0][:100]
 
@@ -64,6 +68,7 @@ def facts_of(point: Point) -> dict[str, str]:
         "accuracy": share_text(point.accuracy),
         "accuracy_after_cut": share_text(point.accuracy_after_cut),
         "test_accuracy": share_text(point.test_accuracy),
+        **({} if point.latency_ms is None else {"latency_ms": _latency_text(point)}),
         "method": point.method or "-",
         "regularization_weight": number_text(point.regularization_weight),
         "pruning_ratio": number_text(point.pruning_ratio),
@@ -73,9 +78,14 @@ def facts_of(point: Point) -> dict[str, str]:
     }
 
 
+def _latency_text(point: Point) -> str:
+    return f"{point.latency_ms:.3f} (a batch of {point.latency_batch})"
+
+
 def print_front(study: "Study", found: "pd.DataFrame") -> None:
     print_heading(f"Frontier of {study.path}", FLOPS_MEANS, ACCURACY_MEANS)
-    print_frame(found, CELLS)
+    measured = {"latency_ms": milliseconds_text} if found["latency_ms"].notna().any() else {}
+    print_frame(found, {**CELLS, **measured})
     if found.empty:
         typer.echo("no point of the frontier is within these limits")
         return

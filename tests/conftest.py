@@ -6,7 +6,7 @@ Set here, before any test imports torch or Ray; the processes that tests start i
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ def make_point(stage: Stage) -> Point:
         params=max(1, round(89_440 * kept)),
         flops_kept=kept,
         accuracy=0.97 - lost,
+        latency_ms=10 * kept if stage.parameters.get("latency") else None,
+        latency_batch=8 if stage.parameters.get("latency") else None,
         accuracy_after_cut=None if stage.kind == "dense" else 0.97 - 2 * lost,
         cost=stage.cost,
         path_cost=Cost(train_flops=3_000_000 * (1 + 2 * iteration), seconds=1.5 * (1 + 2 * iteration)),
@@ -80,19 +82,18 @@ def make_point(stage: Stage) -> Point:
     )
 
 
-def make_trial(store: StageStore, weight: float, ratio: float, iterations: int = 3, frozen: Sequence[str] = ()) -> None:
+def make_trial(store: StageStore, weight: float, ratio: float, iterations: int = 3, **beside: Any) -> None:
     """Publishes the stages of one made-up trial that are not there yet."""
     last = make_stage(store, None, "dense", {"model": "cifarnet", "dataset": "digits", "seed": 0})
     for iteration in range(1, iterations + 1):
         settings: dict[str, Any] = {"regularization_weight": weight, "iteration": iteration}
         last = make_stage(store, last, "sparse", settings)
-        settings = {**settings, "pruning_ratio": ratio} | ({"frozen": list(frozen)} if frozen else {})
-        last = make_stage(store, last, "cut", settings)
+        last = make_stage(store, last, "cut", {**settings, "pruning_ratio": ratio, **beside})
 
 
 @pytest.fixture
 def add_trial() -> Callable[..., None]:
-    """make_trial(store, weight, ratio, iterations=3, frozen=())."""
+    """make_trial(store, weight, ratio, iterations=3, frozen=[...], latency=True)."""
     return make_trial
 
 

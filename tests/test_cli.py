@@ -74,6 +74,17 @@ def test_front_ends_with_the_next_command(run: Run, tmp_path: Path) -> None:
     assert "wrote" in lines(CliRunner().invoke(cli.app, command))[-1]
 
 
+def test_front_and_best_show_latencies_where_there_are_any(
+    run: Run, study: StageStore, add_trial: Callable[..., None]
+) -> None:
+    assert "latency_ms" not in run("front", "small").stdout
+    add_trial(study, 1e-3, 0.25, iterations=4, latency=True)
+    printed = lines(run("front", "small"))
+    assert printed[3].split()[-1] == "latency_ms"
+    assert {line.split()[-1] for line in printed[4:-1]} >= {"-", "4.219"}
+    assert "latency_ms             4.219 (a batch of 8)" in lines(run("best", "small", "--max-flops", "5.3M"))
+
+
 def test_front_within_limits(run: Run, study: StageStore) -> None:
     limited = Study(study.root).front(max_flops="9M", min_accuracy=0.9)
     printed = lines(run("front", "small", "--max-flops", "9M", "--min-accuracy", "0.9"))

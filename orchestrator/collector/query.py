@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("accuracy", pa.float64()),
         ("accuracy_after_cut", pa.float64()),
         ("test_accuracy", pa.float64()),
+        ("latency_ms", pa.float64()),  # of a batch of latency_batch pictures
         ("train_flops", pa.float64()),  # a path on ImageNet has more of them than an int64 holds
         ("seconds", pa.float64()),
         ("path_train_flops", pa.float64()),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from orchestrator.network.meta import Example, UnsupportedModel, as_meta
+from orchestrator.network.meta import Example, UnsupportedModel, as_meta, watching_training
 from orchestrator.network.recording import Call, ParameterDim, Recording, SiteKey, layer_of
 from orchestrator.network.solve import Fixed, Ints, Solution, solve
 from orchestrator.network.trace import record
@@ -150,8 +150,8 @@ class Passes:
     weights: frozenset[str] = frozenset()
 
     def follow(self, meta: nn.Module, example: Example) -> Solution:
-        for training in self.modes:
-            if training not in self.recordings:
+        for training in (False, True):
+            if training in self.modes and training not in self.recordings:
                 self._record(meta, example, training)
         weights = frozenset().union(*(found.weights for found in self.recordings.values()))
         if weights != self.weights:  # what one mode computes weights from is no weight in the other: follow both alike
@@ -161,7 +161,10 @@ class Passes:
 
     def _record(self, meta: nn.Module, example: Example, training: bool) -> None:
         try:
-            self.recordings[training] = record(meta.train(training), example, self.choices, self.weights)
+            with watching_training() as readers:
+                self.recordings[training] = record(meta.train(training), example, self.choices, self.weights)
+            if not training and not readers:
+                self.modes = (False,)
         except UnsupportedModel as error:
             if not training:
                 raise

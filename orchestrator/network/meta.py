@@ -1,7 +1,8 @@
 """Models and inputs without data: tensors on the meta device have shapes, and operators on them compute only shapes."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from orchestrator.network.recording import tensors_in
+from orchestrator.network.shapes import shapes_of
 from orchestrator.record import InvalidInput
 
+ALIKE = {
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+}
 Example = Tensor | tuple[Any, ...]
-aten = torch.ops.aten
 
 
 class UnsupportedModel(InvalidInput):
@@ -28,6 +33,30 @@ def as_meta(model: nn.Module) -> nn.Module:
     for tensor in [*model.buffers(), *(t for found in loose for t in found)]:
         memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
     return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def watching_training() -> Iterator[set[str]]:
+    """Which classes' `training` was read meanwhile, PyTorch's own norms and dropouts apart.
+
+    If none is, a model runs the same code in both modes: channels flow alike through what those layers do in each.
+    """
+    found: set[str] = set()
+
+    def read(module: nn.Module) -> bool:
+        if type(module) not in ALIKE:
+            found.add(type(module).__name__)
+        mode: bool = module.__dict__["training"]
+        return mode
+
+    def write(module: nn.Module, mode: bool) -> None:
+        module.__dict__["training"] = mode
+
+    nn.Module.training = property(read, write)  # type: ignore[assignment]  # in its instances' place for a while
+    try:
+        yield found
+    finally:
+        del nn.Module.training
 
 
 def _is_part(value: Any) -> bool:
@@ -55,10 +84,8 @@ def meta_inputs(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], in
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator on meta tensors; tensors that the model's code made elsewhere (torch.ones(8)) are followed."""
-    shapes = SHAPES.get(func.overloadpacket)
     try:
-        if shapes is not None:
-            return shapes(*args, **kwargs)
+        return shapes_of(func, args, kwargs)
     except NotImplementedError:
         pass
     try:
@@ -68,43 +95,3 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise
     args, kwargs = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     return func(*args, **kwargs)
-
-
-def _batch_norm(x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    for parameter in given[:4]:
-        if parameter is not None and parameter.numel() != x.shape[1]:
-            raise RuntimeError(f"a batch norm of {parameter.numel()} channels meets {x.shape[1]}")
-    saved = x.new_empty(x.shape[1])
-    return torch.empty_like(x), saved, saved
-
-
-def _layer_norm(x: Tensor, shape: list[int], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    places = x.ndim - len(shape)
-    sizes = [tuple(shape), *(tuple(parameter.shape) for parameter in given[:2] if parameter is not None)]
-    for size in sizes:
-        if tuple(x.shape[places:]) != size:
-            raise RuntimeError(f"a layer norm of {list(size)} meets {list(x.shape)}")
-    saved = x.new_empty(*x.shape[:places], *[1] * len(shape))
-    return x.new_empty(x.shape), saved, saved
-
-
-def _concatenated(parts: list[Tensor], dim: int = 0) -> Tensor:
-    first, shapes = parts[0], [list(part.shape) for part in parts]
-    plain = first.ndim and all(part.dtype == first.dtype and part.ndim == first.ndim for part in parts)
-    if not plain or any(part.device != first.device for part in parts):
-        raise NotImplementedError  # left to PyTorch
-    together = [*shapes[0]]
-    together[dim] = sum(shape[dim] for shape in shapes)
-    for shape in shapes:
-        shape[dim] = together[dim]
-        if shape != together:
-            raise RuntimeError(f"tensors to concatenate differ: {list(first.shape)} and {shape}")
-    return first.new_empty(together)
-
-
-# Operators whose shapes are plain to see. PyTorch's meta kernels of these are Python, and most of a pass's time.
-SHAPES: dict[Any, Callable[..., Any]] = {
-    aten.native_batch_norm: _batch_norm,
-    aten.native_layer_norm: _layer_norm,
-    aten.cat: _concatenated,
-}

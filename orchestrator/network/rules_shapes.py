@@ -313,7 +313,8 @@ def _table(trace: Trace, tensor: Tensor, picked: list[int]) -> Tensor:
 def restrided(trace: Trace, op: Op) -> None:
     """as_strided, where it leaves every element in its place, as pooling to one place does."""
     labels = trace.labels(op.args[0])
-    strides, dense = [], 1
+    strides: list[int] = []
+    dense = 1
     for size in reversed(labels.shape):
         strides.insert(0, dense)
         dense *= size

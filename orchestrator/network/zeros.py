@@ -47,7 +47,8 @@ def finite_at_zero(op: Op, zero: list[bool]) -> bool:
 
 
 def _tried(op: Op, zero: list[bool]) -> tuple[float, ...]:
-    leaves, form = tree_flatten((op.args, op.kwargs))
+    flat = not op.kwargs and not any(isinstance(arg, (list, tuple, dict)) for arg in op.args)
+    leaves, form = (op.args, None) if flat else tree_flatten((op.args, op.kwargs))
     plain = tuple(leaf.dtype if isinstance(leaf, Tensor) else leaf for leaf in leaves)
     where = tuple(isinstance(leaf, Tensor) for leaf in leaves)
     try:
@@ -67,9 +68,8 @@ def _results(
             _operand(leaf, 0.0 if next(marks) else value) if t else leaf
             for leaf, t in zip(leaves, is_tensor, strict=True)
         ]
-        args, kwargs = tree_unflatten(
-            [torch.device("cpu") if isinstance(leaf, torch.device) else leaf for leaf in filled], form
-        )
+        filled = [torch.device("cpu") if isinstance(leaf, torch.device) else leaf for leaf in filled]
+        args, kwargs = (filled, {}) if form is None else tree_unflatten(filled, form)
         try:
             results += [float(out.flatten()[0]) for out in tensors_in(func(*args, **kwargs))]
         except (RuntimeError, IndexError):

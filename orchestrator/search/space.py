@@ -31,7 +31,10 @@ from orchestrator.search.messages import FieldError, explain, known, show
 T = TypeVar("T", bound=Record)
 TABLES = ("dense", "sparse", "recovery", "method_options")
 IN_NO_STUDY = ("data_root",)  # where the data lie changes no result
-ADDED_LATER = {"round_to": 1}  # left out of a definition while it has the value that older studies stand for
+ADDED_LATER = {
+    "round_to": 1,
+    "latency_batch": 0,
+}  # left out of a definition while it has the value that older studies stand for
 CORNERS = 4096  # combinations of extreme values that are tried out when a space is read
 
 

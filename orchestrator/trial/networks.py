@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from orchestrator.methods import Budget, Penalty, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, cut, random_plan
 from orchestrator.network.architectures import build
+from orchestrator.network.latency import Latency, latency
 from orchestrator.network.weights import load_weights_
 from orchestrator.record import FrozenGroup, Schedule, TrialSpec, seed_of
 from orchestrator.store import PLAN_FILE, WEIGHTS_FILE, StageStore
@@ -131,6 +132,11 @@ class Networks:
     def accuracy(self, network: Network) -> float:
         """On the validation split."""
         return evaluate(network.model, self.setting.data, "validation", device=self.device).accuracy
+
+    def latency(self, network: Network) -> Latency:
+        """Of a batch on the device and the threads of this trial, beside whatever else runs there."""
+        data = self.setting.data
+        return latency(network.model, data.input_shape, batch=self.setting.spec.latency_batch, device=self.device)
 
     def _subject(self, network: Network, key: str) -> Subject:
         data = self.setting.data

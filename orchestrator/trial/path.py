@@ -67,7 +67,8 @@ def _dense(setting: Setting) -> dict[str, Any]:
     spec = setting.spec
     source = {"weights": fingerprint(Path(spec.weights))} if spec.weights else {"schedule": spec.dense.model_dump()}
     data = {"name": spec.dataset, "fingerprint": setting.data.fingerprint}
-    return {"version": VERSIONS["dense"], "model": spec.model, "data": data, "seed": spec.seed, **source}
+    common = {"version": VERSIONS["dense"], "model": spec.model, "data": data, "seed": spec.seed}
+    return {**common, **source, **_measured(setting)}
 
 
 def _sparse(setting: Setting) -> dict[str, Any]:
@@ -97,4 +98,11 @@ def _cut(setting: Setting) -> dict[str, Any]:
         "group_cap": setting.spec.group_cap,
         "recovery": setting.spec.recovery.model_dump(),
         **rounding,
+        **_measured(setting),
     }
+
+
+def _measured(setting: Setting) -> dict[str, Any]:
+    """What a point is measured by besides accuracy, if it is."""
+    batch = setting.spec.latency_batch
+    return {"latency_batch": batch} if batch else {}

@@ -183,8 +183,11 @@ class _Trial:
         table, spec = CostTable(network.coupling), self.setting.spec
         flops = table.flops()
         settings: dict[str, Any] = {}
+        if spec.latency_batch:
+            found = self.networks.latency(network)
+            settings = {"latency_ms": found.latency_ms, "latency_batch": found.batch}
         if step.kind == "cut":
-            settings = {
+            settings |= {
                 "method": spec.method,
                 "regularization_weight": spec.regularization_weight if self.setting.penalised else 0.0,
                 "pruning_ratio": spec.pruning_ratio,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Forward = Callable[..., Tensor]
 
@@ -995,3 +996,54 @@ def eca_gate(m, x):
     x = F.relu(m.a(x))
     gate = torch.sigmoid(m.eca(pooled(x)[:, None])).transpose(1, 2)[..., None]
     return m.head(pooled(F.relu(m.b(x * gate))))
+
+
+# -- what ends in PyTorch's own large operators, or runs twice ---------------------------------------------------------
+
+
+@pattern(
+    {"b": 6},
+    a=conv(3, 8),
+    b=linear(8, 6),
+    lstm=nn.LSTM(8, 8, batch_first=True),
+    head=linear(6, 5),
+    frozen={"a": "no rule for aten.lstm|no rule for aten.mkldnn_rnn_layer|lstm"},
+)
+def lstm_behind_convolutions(m, x):
+    sequence, _ = m.lstm(F.relu(m.a(x)).flatten(2).transpose(1, 2))
+    return m.head(F.relu(m.b(sequence[:, -1])))
+
+
+@pattern(
+    {"b": 6},
+    a=conv(3, 8),
+    two=nn.Bilinear(8, 8, 8),
+    b=linear(8, 6),
+    head=linear(6, 5),
+    frozen={"a": "aten._trilinear"},
+)
+def bilinear_layer(m, x):
+    x = pooled(F.relu(m.a(x)))
+    return m.head(F.relu(m.b(m.two(x, x))))
+
+
+@pattern({"a": 8, "b": 8, "c": 6}, a=conv(3, 8), b=conv(8, 8), c=conv(8, 6), head=linear(6, 5))
+def checkpointed(m, x):
+    def block(x):
+        return F.relu(m.c(F.relu(m.b(x))))
+
+    return m.head(pooled(checkpoint(block, F.relu(m.a(x)), use_reentrant=False)))
+
+
+@pattern(
+    {"b": 6},
+    a=conv(3, 8),
+    attention=nn.MultiheadAttention(8, 2, batch_first=True),
+    b=linear(8, 6),
+    head=linear(6, 5),
+    frozen={"a": "width fixed in code at aten"},
+)
+def multihead_attention(m, x):
+    x = F.relu(m.a(x)).flatten(2).transpose(1, 2)
+    x = x + m.attention(x, x, x, need_weights=False)[0]
+    return m.head(F.relu(m.b(x)).mean(1))

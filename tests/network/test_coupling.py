@@ -11,8 +11,11 @@ from patterns import PATTERNS, Net, Pattern, conv, linear, pooled
 from torch import Tensor, nn
 
 from orchestrator.network import CostTable, Coupling, UnsupportedModel, couple, cut, masked, random_plan
+from orchestrator.network import coupling as coupling_module
 from orchestrator.network.lively import difference, lively_
+from orchestrator.network.meta import watching_training
 from orchestrator.network.recording import layer_of
+from orchestrator.network.trace import record
 from orchestrator.network.zoo import NETWORKS
 
 EXACT = 1e-9
@@ -261,3 +264,40 @@ def test_couple_does_not_touch_the_model() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert model.training
+
+
+def modes_followed(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """In which modes a model is followed, replays apart."""
+    followed: list[bool] = []
+
+    def watched(meta: nn.Module, *arguments: object, **named: object) -> object:
+        followed.append(vars(meta)["training"])  # reading it openly would be watched
+        return record(meta, *arguments, **named)
+
+    monkeypatch.setattr(coupling_module, "record", watched)
+    couple(model, torch.zeros(1, 3, 8, 8))
+    return followed
+
+
+def test_a_model_that_does_not_ask_for_its_mode_is_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.Dropout2d(), nn.ReLU(), nn.Flatten(), linear(8 * 64, 5))
+    assert modes_followed(plain, monkeypatch) == [False]
+    assert modes_followed(PATTERNS["training_only_head"].build(), monkeypatch) == [False, True]
+    assert modes_followed(PATTERNS["spectrally_normalised"].build(), monkeypatch)[-1] is True
+
+
+def test_asking_for_the_mode_is_watched_for_a_while_only() -> None:
+    class Asking(nn.Module):
+        def forward(self) -> bool:
+            return self.training
+
+    model = Asking().eval()
+    with watching_training() as readers:
+        assert not model()
+        assert model.train()()
+    assert readers == {"Asking"}
+    assert model.training
+    assert "training" not in vars(nn.Module)
+    with pytest.raises(KeyError), watching_training():
+        raise KeyError
+    assert "training" not in vars(nn.Module)

@@ -64,6 +64,8 @@ def test_keys_are_made_from_exactly_this(spec_of: SpecOf) -> None:
         ({"group_cap": 0.4}, 2),
         ({"round_to": 1}, 5),  # the default
         ({"round_to": 8}, 2),
+        ({"latency_batch": 0}, 5),
+        ({"latency_batch": 8}, 0),
         ({"sparse": OTHER}, 1),
         ({"regularization_weight": 0.011}, 1),
         ({"method_options": {"size_normalization": True}}, 1),

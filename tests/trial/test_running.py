@@ -24,6 +24,7 @@ from orchestrator.methods import METHODS, Budget, Subject
 from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.network import CostTable, Plan
 from orchestrator.network.artifact import read
+from orchestrator.network.latency import Latency
 from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, seed_of
 from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
@@ -482,6 +483,27 @@ def test_a_stage_that_is_not_there_is_no_model(finished: Finished) -> None:
         trial.rebuild(finished.spec, finished.store, "0" * 64)
     with pytest.raises(KeyError):
         trial.replay_cut(finished.spec, finished.store, finished.outcome.points[0].key)
+
+
+def test_points_carry_a_latency_if_asked(store: StageStore, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def latency(model: nn.Module, input_shape: tuple[int, ...], **options: Any) -> Latency:
+        asked.append({"widths": sum(p.numel() for p in model.parameters()), "shape": input_shape, **options})
+        facts = {"p10_ms": 1.0, "p90_ms": 1.0, "throughput": 1.0, "threads": 1, "device": "cpu", "repeats": 1}
+        return Latency(latency_ms=1.5, batch=options["batch"], **facts)
+
+    monkeypatch.setattr(networks, "latency", latency)
+    still = {"epochs": 0, "learning_rate": 0.1}
+    spec = spec_of(dense=still, sparse=still, recovery=still, latency_batch=4)
+    outcome = trial.run(spec, store)
+    assert outcome.failure is None
+    assert [(point.latency_ms, point.latency_batch) for point in outcome.points] == [(1.5, 4)] * 3
+    assert [each["widths"] for each in asked] == [point.params for point in outcome.points]
+    assert {(each["shape"], each["batch"]) for each in asked} == {((1, 8, 8), 4)}
+    plain = trial.run(spec.model_copy(update={"latency_batch": 0}), store)
+    assert len(plain.computed) == 5  # other stages: a point without a latency is none with one
+    assert all(point.latency_ms is None for point in plain.points)
 
 
 # -- what a stage leaves ---------------------------------------------------------------------------------------------

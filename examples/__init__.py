@@ -1,0 +1,1 @@
+"""Networks of one's own, as a search space names them: examples.unusual:network."""
