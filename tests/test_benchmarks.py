@@ -46,6 +46,29 @@ def test_networks_are_coupled_and_cut(run: Run) -> None:
     assert found["exact"] == "yes"
 
 
+def test_architectures_have_a_row_each(run: Run, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    names = ("torchvision:squeezenet1_1", "torchvision:resnet18")
+    header, _, first, second = run("architectures", *names, "--results", str(results), "--processes", "1")
+    assert cells(header)[:3] == ["network", "kind", "side"]
+    assert [cells(row)[0] for row in (first, second)] == ["torchvision:resnet18", "torchvision:squeezenet1_1"]
+    assert [cells(row)[8] for row in (first, second)] == ["yes", "yes"]
+    lines = results.read_text().splitlines()
+    run("architectures", *names, "--results", str(results))
+    assert results.read_text().splitlines() == lines  # what is there is not computed again
+    assert run("architectures", "resnet18", code=2) == ["error: resnet18 is not in architectures.csv"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Torch-Pruning's own
+def test_torch_pruning_is_judged_by_the_same_law(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning", reason="torch-pruning (extra bench) is not installed")
+    header, _, row = run("beside_torch_pruning", "squeezenet1_1", "--results", str(tmp_path / "rows.jsonl"))
+    found = dict(zip(cells(header), cells(row), strict=True))
+    assert (found["ours"], found["theirs"]) == ("right", "right")
+    assert found["params left, ours"] == cells(row)[-1]
+    assert run("beside_torch_pruning", "resnet17", code=2)[0].startswith("error: resnet17 is none of vit_b_16")
+
+
 @pytest.mark.filterwarnings("ignore")  # Torch-Pruning's own
 def test_penalty_compares_three_kinds_of_steps(run: Run) -> None:
     pytest.importorskip("torch_pruning", reason="torch-pruning (extra bench) is not installed")

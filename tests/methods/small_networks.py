@@ -108,6 +108,18 @@ class Transposed(nn.Module):
         return self.head(F.relu(self.b(F.relu(self.norm(self.up(F.relu(self.a(x))))))).mean((2, 3)))
 
 
+class TransposedGrouped(nn.Module):
+    """Transposed convolutions of two conv_groups, and one a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up = conv(3, 8), nn.ConvTranspose2d(8, 6, 2, 2, groups=2)
+        self.each, self.b, self.head = nn.ConvTranspose2d(6, 6, 3, groups=6), conv(6, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(F.relu(self.each(F.relu(self.up(F.relu(self.a(x)))))))).mean((2, 3)))
+
+
 class Flattened(nn.Module):
     """A linear layer reads each channel at 4 x 4 places; a norm's scale follows channels along its second dimension."""
 
@@ -129,6 +141,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dense": Dense,
     "one_channel": OneChannel,
     "transposed": Transposed,
+    "transposed_grouped": TransposedGrouped,
     "flattened": Flattened,
 }
 

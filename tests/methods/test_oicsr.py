@@ -6,10 +6,10 @@ import torch
 from small_networks import EXAMPLE, NETWORKS, built, conv, subject_of
 from torch import Tensor, nn
 
-from orchestrator.methods import METHODS, Method, Subject, channel_sums
+from orchestrator.methods import METHODS, Budget, Method, Subject, channel_sums
 from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.methods.oicsr import energy, penalty_value
-from orchestrator.network import Plan, UnsupportedModel, couple, cut
+from orchestrator.network import CostTable, Plan, UnsupportedModel, couple, cut
 
 WEIGHT = 0.03
 OICSR, SEPARATED = METHODS["oicsr"], METHODS["separated_group_lasso"]
@@ -169,6 +169,24 @@ def test_penalty_of_a_grouped_convolution_by_hand() -> None:
     subject = subject_of(model, OICSR)
     value = sum(each.sqrt().sum() for each in (first, second, third))
     assert_same(by_penalty(subject), by_autograd(subject, WEIGHT * value))
+
+
+@every_network
+def test_equally_important_channels(network: str) -> None:
+    """In one-channel groups, grouped, transposed, depthwise layers too: where other regularisers give NaN or fail."""
+    model = built(network).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+    subject = subject_of(model, OICSR)
+    found = by_penalty(subject)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert_same(found, by_autograd(subject, written_out(subject)))
+    names, energies = subject.prunable(), energy(subject)
+    for group in subject.coupling.groups:
+        assert np.ptp(energies[group.channels]) <= 1e-6 * energies[group.channels].max()
+    budget = Budget(flops=int(CostTable(subject.coupling).flops() * 0.8), group_cap=0.5)
+    assert set(OICSR.choose(subject, budget).kept) <= names
 
 
 @pytest.mark.parametrize("method", [OICSR, SEPARATED], ids=lambda method: method.name)
