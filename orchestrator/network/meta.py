@@ -1,6 +1,5 @@
 """Models and inputs without data: tensors on the meta device have shapes, and operators on them compute only shapes."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from orchestrator.network.copying import copied
 from orchestrator.network.recording import tensors_in
 from orchestrator.network.shapes import shapes_of
 from orchestrator.record import InvalidInput
@@ -32,7 +32,7 @@ def as_meta(model: nn.Module) -> nn.Module:
     loose = (tensors_in(value) for module in model.modules() for value in vars(module).values() if not _is_part(value))
     for tensor in [*model.buffers(), *(t for found in loose for t in found)]:
         memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -121,7 +122,7 @@ class Op:
     def name(self) -> str:
         return short_name(self.func)
 
-    @property
+    @cached_property
     def operands(self) -> list[Tensor]:
         return tensors_in((self.args, self.kwargs))
 

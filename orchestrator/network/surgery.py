@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from orchestrator.network.copying import copied
 from orchestrator.network.coupling import Coupling
 from orchestrator.network.meta import Example, UnsupportedModel
 from orchestrator.network.plan import Plan
@@ -81,7 +82,7 @@ def _rebuilt(model: nn.Module, coupling: Coupling, change: Callable[[str, Tensor
         if isinstance(tensor, nn.Parameter):
             changed = nn.Parameter(changed, tensor.requires_grad)
         memo[id(tensor)] = changed.contiguous() if not isinstance(changed, nn.Parameter) else changed
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def _fit_attributes_(module: nn.Module) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import orchestrator
 from orchestrator.trial import provenance
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -15,10 +14,9 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that passes for the package, and nothing remembered of the real one."""
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").touch()
-    monkeypatch.setattr(orchestrator, "__file__", str(tmp_path / "package" / "__init__.py"))
+    """A folder that passes for the checkout, and nothing remembered of the real one."""
+    (tmp_path / "code.py").touch()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setattr(provenance, "commit", provenance.commit.__wrapped__)
     return tmp_path
 
@@ -40,5 +38,5 @@ def test_a_checkout_has_its_commit_and_a_mark_when_files_were_changed(package: P
     clean = provenance.commit()
     assert clean is not None
     assert re.fullmatch("[0-9a-f]{40}", clean)
-    (package / "package" / "__init__.py").write_text("x = 1\n")
+    (package / "code.py").write_text("x = 1\n")
     assert provenance.commit() == f"{clean}+"

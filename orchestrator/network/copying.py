@@ -1,0 +1,64 @@
+"""Copies of networks, faster than copy.deepcopy: a module is mostly numbers, words and other modules."""
+
+import copy
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+SomeModule = TypeVar("SomeModule", bound=nn.Module)
+
+SHARED = (int, float, str, bool, type(None), type, FunctionType, BuiltinFunctionType, torch.dtype, torch.device)
+OWN = {"_parameters", "_buffers", "_modules"}
+CUSTOM = ("__deepcopy__", "__copy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__slots__")
+
+
+def copied(model: SomeModule, memo: dict[int, Any]) -> SomeModule:
+    """What copy.deepcopy(model, memo) gives: whatever memo names by its id is put in the original's place.
+
+    Modules that hold nothing but plain values, parameters and other modules are copied directly, children first; all
+    others, with hooks, tensors or objects among their attributes, by deepcopy.
+    """
+    for module in reversed(list(model.modules())):
+        if id(module) not in memo:
+            memo[id(module)] = _copied(module, memo) if _is_plain(module, memo) else copy.deepcopy(module, memo)
+    found: SomeModule = memo[id(model)]
+    return found
+
+
+def _is_plain(module: nn.Module, memo: dict[int, Any]) -> bool:
+    if any(name in vars(kind) for kind in type(module).__mro__ if not _is_pytorchs(kind) for name in CUSTOM):
+        return False
+    attributes = vars(module)
+    parts = [part for name in OWN for part in attributes[name].values() if part is not None]
+    return all(id(part) in memo for part in parts) and all(
+        _is_shared(value) or _is_empty(value) or (isinstance(value, list) and all(map(_is_shared, value)))
+        for name, value in attributes.items()
+        if name not in OWN and name != "_non_persistent_buffers_set"
+    )
+
+
+def _is_pytorchs(kind: type) -> bool:
+    return kind is object or kind.__module__.startswith("torch.nn.modules.")
+
+
+def _is_shared(value: Any) -> bool:
+    return isinstance(value, SHARED) or (type(value) is tuple and all(map(_is_shared, value)))
+
+
+def _is_empty(value: Any) -> bool:
+    """What PyTorch keeps hooks in."""
+    return isinstance(value, dict) and not value
+
+
+def _copied(module: SomeModule, memo: dict[int, Any]) -> SomeModule:
+    attributes = dict(vars(module))
+    for name, value in attributes.items():
+        if name in OWN:
+            attributes[name] = {key: None if part is None else memo[id(part)] for key, part in value.items()}
+        elif isinstance(value, (list, dict, set)):
+            attributes[name] = copy.copy(value)
+    replica: SomeModule = object.__new__(type(module))
+    vars(replica).update(attributes)
+    return replica
