@@ -1,6 +1,7 @@
 """Copies of networks, faster than copy.deepcopy: a module is mostly numbers, words and other modules."""
 
 import copy
+from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ def _is_plain(module: nn.Module, memo: dict[int, Any]) -> bool:
     attributes = vars(module)
     parts = [part for name in OWN for part in attributes[name].values() if part is not None]
     return all(id(part) in memo for part in parts) and all(
-        _is_shared(value) or _is_empty(value) or (isinstance(value, list) and all(map(_is_shared, value)))
+        _is_shared(value) or _is_empty(value) or (type(value) is list and all(map(_is_shared, value)))
         for name, value in attributes.items()
         if name not in OWN and name != "_non_persistent_buffers_set"
     )
@@ -49,7 +50,7 @@ def _is_shared(value: Any) -> bool:
 
 def _is_empty(value: Any) -> bool:
     """What PyTorch keeps hooks in."""
-    return isinstance(value, dict) and not value
+    return type(value) in (dict, OrderedDict) and not value
 
 
 def _copied(module: SomeModule, memo: dict[int, Any]) -> SomeModule:
@@ -58,7 +59,7 @@ def _copied(module: SomeModule, memo: dict[int, Any]) -> SomeModule:
         if name in OWN:
             attributes[name] = {key: None if part is None else memo[id(part)] for key, part in value.items()}
         elif isinstance(value, (list, dict, set)):
-            attributes[name] = copy.copy(value)
+            attributes[name] = type(value)(value)
     replica: SomeModule = object.__new__(type(module))
     vars(replica).update(attributes)
     return replica
