@@ -29,10 +29,15 @@ def as_meta(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-    loose = (tensors_in(value) for module in model.modules() for value in vars(module).values() if not _is_part(value))
-    for tensor in [*model.buffers(), *(t for found in loose for t in found)]:
+    for tensor in [*model.buffers(), *loose_tensors(model)]:
         memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
     return copied(model, memo)
+
+
+def loose_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors among the modules' attributes that are neither parameters nor buffers; hooks leave such."""
+    values = (value for module in model.modules() for value in vars(module).values() if not _is_part(value))
+    return [tensor for value in values for tensor in tensors_in(value)]
 
 
 @contextmanager

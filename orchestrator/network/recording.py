@@ -1,7 +1,7 @@
 """What one symbolic pass has shown: plain data between the rules that find it out and the solver that numbers it."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -144,8 +144,10 @@ def short_name(func: Any) -> str:
 def tensors_in(tree: Any) -> list[Tensor]:
     if isinstance(tree, Tensor):
         return [tree]
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         tree = tree.values()
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        tree = [getattr(tree, each.name) for each in fields(tree)]
     elif not isinstance(tree, (tuple, list)):
         return []
     return [tensor for branch in tree for tensor in tensors_in(branch)]

@@ -1,6 +1,5 @@
 """cut: a network with fewer channels; masked: the same network with these channels zeroed; verify: they agree."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from orchestrator.network.copying import copied
 from orchestrator.network.coupling import Coupling
-from orchestrator.network.meta import Example, UnsupportedModel
+from orchestrator.network.meta import Example, UnsupportedModel, loose_tensors
 from orchestrator.network.plan import Plan
 from orchestrator.network.recording import tensors_in
 
@@ -82,18 +81,20 @@ def _rebuilt(model: nn.Module, coupling: Coupling, change: Callable[[str, Tensor
         if isinstance(tensor, nn.Parameter):
             changed = nn.Parameter(changed, tensor.requires_grad)
         memo[id(tensor)] = changed.contiguous() if not isinstance(changed, nn.Parameter) else changed
+    for tensor in loose_tensors(model):
+        memo.setdefault(id(tensor), tensor.detach().clone())  # one that was computed cannot be copied otherwise
     return copied(model, memo)
 
 
 def _fit_attributes_(module: nn.Module) -> None:
     """Bring the sizes that PyTorch's own layers note, and read in forward, in line with their tensors."""
-    weight = getattr(module, "weight", None)
+    weight = _weight(module)
     if isinstance(module, nn.modules.conv._ConvNd):
-        _fit_convolution_(module)
+        _fit_convolution_(module, weight)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sizes = [t.shape[0] for t in (module.weight, module.running_mean) if isinstance(t, Tensor)]
+        sizes = [t.shape[0] for t in (weight, module.running_mean) if isinstance(t, Tensor)]
         module.num_features = sizes[0] if sizes else module.num_features
     elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
         if module.num_groups == module.num_channels:
@@ -102,13 +103,23 @@ def _fit_attributes_(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm) and isinstance(weight, Tensor):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
+        module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
+        module.num_parameters = weight.shape[0]
 
 
-def _fit_convolution_(module: nn.modules.conv._ConvNd) -> None:
-    rows, columns = module.weight.shape[:2]
+def _weight(module: nn.Module) -> Any:
+    """A layer's weight; if a hook computes it at each call, what it is computed from, for what lies there is older."""
+    held = getattr(module, "weight", None)
+    if isinstance(held, Tensor) and "weight" in vars(module):
+        own = module.named_parameters(recurse=False)
+        sources = [part for name, part in own if name.startswith("weight_") and part.ndim == held.ndim]
+        return max(sources, key=Tensor.numel, default=held)
+    return held
+
+
+def _fit_convolution_(module: nn.modules.conv._ConvNd, weight: Tensor) -> None:
+    rows, columns = weight.shape[:2]
     made, read = (columns, rows) if module.transposed else (rows, columns)
     before = module.in_channels // module.groups, module.out_channels // module.groups
     if module.groups > 1 and before[0] == 1:  # depthwise: as many conv_groups as channels
@@ -139,7 +150,7 @@ def verify(model: nn.Module, coupling: Coupling, plan: Plan, example: Example, t
     Raises UnsupportedModel if the model gives another output each time, which no cut could be compared with.
     """
     exact = plan.exact_only(coupling)
-    double = copy.deepcopy(model).double().eval()
+    double = _rebuilt(model, coupling, lambda name, tensor: tensor.clone()).double().eval()
     inputs = _as_double(example, next((p.device for p in model.parameters()), torch.device("cpu")))
     difference = _difference(double, coupling, exact, inputs)
     if difference <= tolerance:
