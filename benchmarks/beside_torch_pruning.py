@@ -45,7 +45,7 @@ NETWORKS = (
 LEFT_OUT = ("vit_h_14", "regnet_y_128gf")  # 630 M parameters and more: the comparison in float64 outgrows 24 GiB
 HEADER = (
     "network", "ours", "theirs", "ours, s", "theirs, s", "ours / theirs", "ours, MB", "theirs, MB",
-    "params left, ours", "theirs",
+    "params left, ours", "params left, theirs",
 )  # fmt: skip
 Prune = Callable[[Any, Any], Any]
 
