@@ -76,7 +76,10 @@ def subject_of(model: Any, coupling: Any) -> Any:
 
 
 def theirs(model: Any, example: Any) -> Any:
-    """As in its own tests, with the pruner's defaults; round_to for ViT as there."""
+    """As in its own tests, with the pruner's defaults and round_to for ViT.
+
+    Layers that make the 1000 classes must be listed, or it prunes the output: SqueezeNet's convolution too.
+    """
     import torch_pruning as tp
     import torchvision
     from torch import nn
@@ -88,7 +91,7 @@ def theirs(model: Any, example: Any) -> Any:
         importance=tp.importance.MagnitudeImportance(p=1),
         pruning_ratio=0.5,
         round_to=model.encoder.layers[0].num_heads if vit else None,
-        ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000],
+        ignored_layers=[m for m in model.modules() if 1000 in (_made(m, nn.Linear), _made(m, nn.Conv2d))],
     )
     for group in pruner.step(interactive=True):
         if not any(isinstance(dep.target.module, (nn.LayerNorm, nn.GroupNorm)) for dep, _ in group):
@@ -96,6 +99,10 @@ def theirs(model: Any, example: Any) -> Any:
     if vit:
         model.hidden_dim = model.conv_proj.out_channels
     return model
+
+
+def _made(module: Any, kind: type) -> int:
+    return module.weight.shape[0] if isinstance(module, kind) else 0
 
 
 def measured(name: str, library: str) -> dict[str, Any]:
