@@ -14,7 +14,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,13 +25,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 LIST = Path(__file__).with_name("architectures.csv")
 TOLERANCE = 1e-9
 PLANS = 3
-PATIENCE = 900  # seconds for one network
+PATIENCE = 1200  # seconds for the networks of one process
+TOGETHER = 6  # networks a process, one after the other
 SEPARATE = 1.5e8  # parameters: from here on a network runs alone, for the memory's sake
 HEADER = (
     "network", "kind", "side", "M flops", "groups", "couple, s", "prunable share", "worst difference", "exact",
@@ -92,7 +93,6 @@ def measured(network: Network) -> dict[str, Any]:
         "difference": worst_difference(model, coupling, example),
         "frozen": sum(reasons.values()) / max(1, free + sum(reasons.values())),
         "reason": reasons.most_common(1)[0][0] if reasons else "",
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -105,31 +105,36 @@ def worst_difference(model: Any, coupling: Any, example: Any) -> float:
     return max(difference(cut(model, coupling, plan), masked(model, coupling, plan), inputs) for plan in plans)
 
 
-def work(name: str) -> int:
-    """What a child process does: prints one line of JSON."""
-    (network,) = (each for each in networks() if each.name == name)
-    try:
-        print(json.dumps(measured(network)))
-    except Exception:  # the row says so
-        error = traceback.format_exc().strip().splitlines()[-1]
-        print(json.dumps({**asdict(network), "crash": error}))
+def work(names: Sequence[str]) -> int:
+    """What a child process does: prints one line of JSON for each network."""
+    known = {network.name: network for network in networks()}
+    for name in names:
+        try:
+            row = measured(known[name])
+        except Exception:  # the row says so
+            row = {**asdict(known[name]), "crash": traceback.format_exc().strip().splitlines()[-1]}
+        print(json.dumps(row), flush=True)
     return 0
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 
-def row_of(network: Network) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", network.name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        return {**asdict(network), "crash": f"not done after {PATIENCE} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:
-        return {**asdict(network), "crash": f"exit code {done.returncode}: {done.stderr.strip()[-200:]}"}
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+def rows_of_some(some: Sequence[Network]) -> Iterator[dict[str, Any]]:
+    """The rows of a few networks, from one child process after the other: one that dies costs one network."""
+    left = list(some)
+    while left:
+        command = [sys.executable, __file__, "--child", *(network.name for network in left)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            printed, why = done.stdout, f"exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+        except subprocess.TimeoutExpired as error:
+            printed, why = (error.stdout or b"").decode(), f"not done after {PATIENCE} s"
+        rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+        yield from rows
+        left = left[len(rows) :]
+        if left:
+            yield {**asdict(left.pop(0)), "crash": why}
 
 
 def rows_of(wanted: Sequence[Network], results: Path, processes: int) -> Iterator[dict[str, Any]]:
@@ -143,7 +148,8 @@ def rows_of(wanted: Sequence[Network], results: Path, processes: int) -> Iterato
     with results.open("a", encoding="utf-8") as file:
         for group, workers in ((small, processes), ([n for n in left if n.params >= SEPARATE], 1)):
             with ThreadPoolExecutor(workers) as pool:
-                for row in pool.map(row_of, group):
+                some = [group[i : i + TOGETHER] for i in range(0, len(group), TOGETHER)]
+                for row in chain.from_iterable(pool.map(lambda few: list(rows_of_some(few)), some)):
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     yield row
@@ -220,7 +226,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("results/architectures.jsonl"))
     parser.add_argument("--write", action="store_true", help="put the table into ARCHITECTURES.md beside this script")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         return work(given.child)
