@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from orchestrator.network.copying import copied
+from orchestrator.network.copying import OWN, copied
 from orchestrator.network.recording import tensors_in
 from orchestrator.network.shapes import shapes_of
 from orchestrator.record import InvalidInput
@@ -17,6 +17,7 @@ ALIKE = {
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
 }
+PLAIN = {int, float, str, bool, type(None)}
 Example = Tensor | tuple[Any, ...]
 
 
@@ -36,8 +37,9 @@ def as_meta(model: nn.Module) -> nn.Module:
 
 def loose_tensors(model: nn.Module) -> list[Tensor]:
     """Tensors among the modules' attributes that are neither parameters nor buffers; hooks leave such."""
-    values = (value for module in model.modules() for value in vars(module).values() if not _is_part(value))
-    return [tensor for value in values for tensor in tensors_in(value)]
+    values = (item for module in model.modules() for item in vars(module).items())
+    found = (value for name, value in values if type(value) not in PLAIN and name not in OWN)
+    return [tensor for value in found for tensor in tensors_in(value)]
 
 
 @contextmanager
@@ -62,10 +64,6 @@ def watching_training() -> Iterator[set[str]]:
         yield found
     finally:
         del nn.Module.training
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, (nn.Module, str, int, float, bool, type(None)))
 
 
 def meta_inputs(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], int]:

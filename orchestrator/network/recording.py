@@ -142,15 +142,19 @@ def short_name(func: Any) -> str:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors of a value, of lists, dicts and dataclasses in it, in their order."""
     if isinstance(tree, Tensor):
         return [tree]
-    if isinstance(tree, Mapping):
-        tree = tree.values()
+    if tree is None or isinstance(tree, (int, float, str, torch.dtype, torch.device)):
+        return []  # nearly all that there is
+    branches: Any = ()
+    if isinstance(tree, (tuple, list)):
+        branches = tree
+    elif isinstance(tree, Mapping):
+        branches = tree.values()
     elif is_dataclass(tree) and not isinstance(tree, type):
-        tree = [getattr(tree, each.name) for each in fields(tree)]
-    elif not isinstance(tree, (tuple, list)):
-        return []
-    return [tensor for branch in tree for tensor in tensors_in(branch)]
+        branches = [getattr(tree, each.name) for each in fields(tree)]
+    return [tensor for branch in branches for tensor in tensors_in(branch)]
 
 
 def no_labels() -> Tensor:
