@@ -27,7 +27,9 @@ def lively_(model: nn.Module, example: Example, seed: int = 0) -> tuple[Tensor, 
     model.double()
     with seeded(seed), torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and parameter.numel() == max(parameter.shape):
+                parameter.uniform_(0.5, 1.5)  # a scale a channel: drawn wider, deep networks blow rounding errors up
+            elif parameter.ndim > 1:
                 torch.nn.init.kaiming_normal_(parameter) if parameter.numel() else None
             else:
                 parameter.normal_(0.0, 0.3)
