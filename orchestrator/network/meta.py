@@ -1,5 +1,6 @@
 """Models and inputs without data: tensors on the meta device have shapes, and operators on them compute only shapes."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ ALIKE = {
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
 }
+ONE_AT_A_TIME = threading.Lock()  # watchers, among the threads of a process
 PLAIN = {int, float, str, bool, type(None)}
 Example = Tensor | tuple[Any, ...]
 
@@ -51,19 +53,22 @@ def watching_training() -> Iterator[set[str]]:
     found: set[str] = set()
 
     def read(module: nn.Module) -> bool:
+        if "training" not in vars(module):
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
         if type(module) not in ALIKE:
             found.add(type(module).__name__)
-        mode: bool = module.__dict__["training"]
+        mode: bool = vars(module)["training"]
         return mode
 
     def write(module: nn.Module, mode: bool) -> None:
-        module.__dict__["training"] = mode
+        vars(module)["training"] = mode
 
-    nn.Module.training = property(read, write)  # type: ignore[assignment]  # in its instances' place for a while
-    try:
-        yield found
-    finally:
-        del nn.Module.training
+    with ONE_AT_A_TIME:
+        nn.Module.training = property(read, write)  # type: ignore[assignment]  # in its instances' place for a while
+        try:
+            yield found
+        finally:
+            del nn.Module.training
 
 
 def meta_inputs(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], int]:

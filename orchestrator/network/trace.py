@@ -6,6 +6,7 @@ and every convolution or linear call. Nothing is solved here: coupling.py does t
 """
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ from orchestrator.network.recording import (
 )
 from orchestrator.network.zeros import finite_at_zero, keeps_zero, makes_zero, zero_at_zero
 
+ONE_AT_A_TIME = threading.Lock()  # passes, among the threads of a process: PyTorch's hooks on all modules are shared
 Value = Tensor | Axes | Grid
 WILD = -1  # in a replay: the label of what no parameter makes (inputs, padding); fits every frozen channel
 
@@ -403,7 +405,8 @@ def record(
     inputs, batch = meta.meta_inputs(model, example)
     trace = Trace(model, batch, choices, weights if seeds is None else frozenset(seeds.weights), seeds)
     try:
-        trace.run(model, inputs)
+        with ONE_AT_A_TIME:
+            trace.run(model, inputs)
     except BrokenRule:
         raise
     except Exception as error:

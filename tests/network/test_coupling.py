@@ -2,6 +2,7 @@
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -295,9 +296,20 @@ def test_asking_for_the_mode_is_watched_for_a_while_only() -> None:
     with watching_training() as readers:
         assert not model()
         assert model.train()()
+        with pytest.raises(AttributeError, match="'Asking' object has no attribute 'training'"):
+            _ = object.__new__(Asking).training
     assert readers == {"Asking"}
     assert model.training
     assert "training" not in vars(nn.Module)
     with pytest.raises(KeyError), watching_training():
         raise KeyError
+    assert "training" not in vars(nn.Module)
+
+
+def test_threads_may_couple_at_once() -> None:
+    models = [PATTERNS[name].build() for name in ("plain", "residual", "training_only_head", "dense_block")] * 2
+    alone = [couple(model, torch.zeros(1, 3, 8, 8)) for model in models]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda model: couple(model, torch.zeros(1, 3, 8, 8)), models))
+    assert [partition(coupling) for coupling in together] == [partition(coupling) for coupling in alone]
     assert "training" not in vars(nn.Module)
