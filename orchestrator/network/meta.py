@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from orchestrator.network.copying import OWN, copied
-from orchestrator.network.recording import tensors_in
+from orchestrator.network.recording import PLAIN, tensors_in
 from orchestrator.network.shapes import shapes_of
 from orchestrator.record import InvalidInput
 
@@ -19,7 +19,6 @@ ALIKE = {
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
 }
 ONE_AT_A_TIME = threading.Lock()  # watchers, among the threads of a process
-PLAIN = {int, float, str, bool, type(None)}
 Example = Tensor | tuple[Any, ...]
 
 

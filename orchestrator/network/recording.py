@@ -10,6 +10,7 @@ from torch import Tensor
 
 Role = Literal["made", "read"]
 SiteKey = tuple[str, str, int]
+PLAIN = {int, float, str, bool, type(None), torch.dtype, torch.device}  # nearly all that is no tensor
 ParameterDim = tuple[str, int]
 
 
@@ -126,6 +127,10 @@ class Op:
     def operands(self) -> list[Tensor]:
         return tensors_in((self.args, self.kwargs))
 
+    @cached_property
+    def outs(self) -> list[Tensor]:
+        return tensors_in(self.out)
+
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
 
@@ -145,16 +150,16 @@ def tensors_in(tree: Any) -> list[Tensor]:
     """The tensors of a value, of lists, dicts and dataclasses in it, in their order."""
     if isinstance(tree, Tensor):
         return [tree]
-    if tree is None or isinstance(tree, (int, float, str, torch.dtype, torch.device)):
-        return []  # nearly all that there is
     branches: Any = ()
     if isinstance(tree, (tuple, list)):
         branches = tree
+    elif type(tree) in PLAIN:
+        return []
     elif isinstance(tree, Mapping):
         branches = tree.values()
     elif is_dataclass(tree) and not isinstance(tree, type):
         branches = [getattr(tree, each.name) for each in fields(tree)]
-    return [tensor for branch in branches for tensor in tensors_in(branch)]
+    return [tensor for branch in branches if type(branch) not in PLAIN for tensor in tensors_in(branch)]
 
 
 def no_labels() -> Tensor:

@@ -17,7 +17,7 @@ SUMS = {aten.add, aten.add_, aten.sub, aten.sub_}
 
 def pointwise(trace: Trace, op: Op) -> None:
     """Operands meet element by element: the same position is the same channel."""
-    outs, operands = tensors_in(op.out), op.operands
+    outs, operands = op.outs, op.operands
     shape = outs[0].shape
     aligned = [aligned_to(trace.labels(t), len(shape)) for t in operands]
     merged = aligned[0].expand(shape) if len(operands) == 1 else _merged(trace, op, operands, aligned)
@@ -28,7 +28,7 @@ def pointwise(trace: Trace, op: Op) -> None:
 
 
 def _merged(trace: Trace, op: Op, operands: Sequence[Tensor], aligned: Sequence[Tensor]) -> Tensor:
-    shape = torch.broadcast_shapes(*(labels.shape for labels in aligned))
+    shape = op.outs[0].shape
     aligned = [_without_broadcast(trace, op, i, aligned) for i in range(len(aligned))]
     activations = [i for i, operand in enumerate(operands) if not trace.is_parameter(operand)]
     if op.func.overloadpacket in SUMS and len(activations) > 1:

@@ -28,7 +28,7 @@ def _batch_norm(x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         if parameter is not None and parameter.numel() != x.shape[1]:
             raise RuntimeError(f"a batch norm of {parameter.numel()} channels meets {x.shape[1]}")
     saved = x.new_empty(x.shape[1])
-    return torch.empty_like(x), saved, saved
+    return _like(x), saved, saved
 
 
 def _layer_norm(x: Tensor, shape: list[int], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +101,12 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
             raise RuntimeError(f"a result of {list(shape)} does not fit into {list(first.shape)}")
         return first
     like = next((t for t in tensors if t.shape == shape), None)
-    return first.new_empty(shape) if like is None else torch.empty_like(like)
+    return first.new_empty(shape) if like is None else _like(like)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """PyTorch's empty_like, which takes its time on the meta device."""
+    return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
 
 
 # Operators whose shapes are plain to see. PyTorch's meta kernels of these are Python, and most of a pass's time.

@@ -278,7 +278,7 @@ class Trace(TorchDispatchMode):
         except Exception as error:
             place = self.where or "the model itself"
             raise BrokenRule(f"the rule for {func}, called from {place}: {error}") from error
-        results = [value for value in map(self.value, tensors_in(out)) if isinstance(value, Tensor)]
+        results = [value for value in map(self.value, op.outs) if isinstance(value, Tensor)]
         self._step(op.name, results, numbers)
         return out
 
@@ -302,13 +302,13 @@ class Trace(TorchDispatchMode):
     def _note_sources(self, op: Op) -> None:
         found = [self.sources_of(tensor) for tensor in op.operands]
         names = None if None in found else frozenset().union(*(f for f in found if f))
-        for out in tensors_in(op.out):
+        for out in op.outs:
             self.known.setdefault(id(out), (out, self.value(out)))
             if id(out) not in self.names:
                 self.sources[id(out)] = names
 
     def _note_alive(self, op: Op, *, elementwise: bool) -> None:
-        outs = tensors_in(op.out)
+        outs = op.outs
         if elementwise and outs:
             known = [not self.is_alive(t) and bool(lb.core(self._present(t)).any()) for t in op.operands]
             zero = zero_at_zero(op, known)
@@ -383,7 +383,7 @@ def freeze_through(trace: Trace, op: Op, reason: str) -> None:
     for tensor in touched:
         trace.freeze(trace.labels(tensor), reason)
     if any(lb.core(trace.labels(t)).any() for t in touched):
-        for tensor in tensors_in(op.out):
+        for tensor in op.outs:
             label = trace.fresh(1)
             trace.set(tensor, label.reshape((1,) * tensor.ndim).expand(tensor.shape))
             trace.freeze(label, reason)
