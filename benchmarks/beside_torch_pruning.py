@@ -9,8 +9,8 @@ the network that was given.
 
 Right or wrong, for both alike, by the law of the cut: the pruned network must compute what the whole network computes
 with the removed entries of its tensors zeroed. Which entries a library removed is read off a copy whose tensors hold
-the numbers of their own entries. Float64, random weights that keep the signal alive, 1e-9 relative. Groups with a norm
-across their channels, for which no cut equals a masking, are left whole by both.
+the numbers of their own entries. Float64, random weights that keep the signal alive, pictures of 96 x 96 (ViT: 224),
+1e-9 relative. Groups with a norm across their channels, for which no cut equals a masking, are left whole by both.
 """
 
 import argparse
@@ -127,7 +127,8 @@ def measured(name: str, library: str) -> dict[str, Any]:
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     row = {"name": name, "library": library, "seconds": seconds, "bytes": rose * 1024, "left": left}
     del given, small
-    return {**row, "difference": difference(model, example, prune)}
+    small_picture = example if name.startswith("vit") else example[:, :, :96, :96]  # else the comparison takes hours
+    return {**row, "difference": difference(model, small_picture, prune)}
 
 
 def difference(model: Any, example: Any, prune: Prune) -> float:
