@@ -66,7 +66,7 @@ def test_torch_pruning_is_judged_by_the_same_law(run: Run, tmp_path: Path) -> No
     found = dict(zip(cells(header), cells(row), strict=True))
     assert (found["ours"], found["theirs"]) == ("right", "right")
     assert found["params left, ours"] == found["params left, theirs"]
-    assert run("beside_torch_pruning", "resnet17", code=2)[0].startswith("error: resnet17 is none of vit_b_16")
+    assert run("beside_torch_pruning", "resnet17", code=2)[0].startswith("error: resnet17 is none of densenet121")
 
 
 @pytest.mark.filterwarnings("ignore")  # Torch-Pruning's own

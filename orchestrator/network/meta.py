@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -16,8 +17,9 @@ from orchestrator.record import InvalidInput
 
 ALIKE = {
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, torchvision.ops.StochasticDepth),
 }
+ALIKE_BY_NAME = {"timm.layers.drop.DropPath"}  # pictures leave out a whole branch, whatever its width
 ONE_AT_A_TIME = threading.Lock()  # watchers, among the threads of a process
 Example = Tensor | tuple[Any, ...]
 
@@ -45,7 +47,7 @@ def loose_tensors(model: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def watching_training() -> Iterator[set[str]]:
-    """Which classes' `training` was read meanwhile, PyTorch's own norms and dropouts apart.
+    """Which classes' `training` was read meanwhile, well-known norms and dropouts apart.
 
     If none is, a model runs the same code in both modes: channels flow alike through what those layers do in each.
     """
@@ -54,8 +56,9 @@ def watching_training() -> Iterator[set[str]]:
     def read(module: nn.Module) -> bool:
         if "training" not in vars(module):
             raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
-        if type(module) not in ALIKE:
-            found.add(type(module).__name__)
+        kind = type(module)
+        if kind not in ALIKE and f"{kind.__module__}.{kind.__qualname__}" not in ALIKE_BY_NAME:
+            found.add(kind.__name__)
         mode: bool = vars(module)["training"]
         return mode
 

@@ -281,7 +281,8 @@ def modes_followed(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[bo
 
 
 def test_a_model_that_does_not_ask_for_its_mode_is_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.Dropout2d(), nn.ReLU(), nn.Flatten(), linear(8 * 64, 5))
+    dropouts = nn.Sequential(nn.Dropout2d(), torchvision.ops.StochasticDepth(0.5, "row"))
+    plain = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), dropouts, nn.ReLU(), nn.Flatten(), linear(8 * 64, 5))
     assert modes_followed(plain, monkeypatch) == [False]
     assert modes_followed(PATTERNS["training_only_head"].build(), monkeypatch) == [False, True]
     assert modes_followed(PATTERNS["spectrally_normalised"].build(), monkeypatch)[-1] is True
