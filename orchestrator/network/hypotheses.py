@@ -163,19 +163,19 @@ def _first_meeting(now: Round, replayed: Recording) -> tuple[int, Ints, str] | N
 
 def _first_change(now: Round, which: int, replayed: Recording, kept: Bools) -> tuple[int, Ints, str] | None:
     """Where an operator's result carries other channels than those that are left of what it carried before."""
-    components = len(now.channel)
     free = now.channel >= 0
+    left = free & kept
     for index, (before, after) in enumerate(zip(now.solution.recordings[which].steps, replayed.steps, strict=False)):
         if before.operator != after.operator:
             return None  # the code took another way: no comparison is possible from here on
-        expected, found = np.zeros(components, bool), np.zeros(components, bool)
-        expected[now.solution.of(before.labels, which)] = True
-        found[_components(after.labels.numpy())] = True
-        different = np.flatnonzero((expected & kept & free) != (found & free))
-        if different.size:
-            return index, different, "width fixed in code"
+        expected, found = now.solution.of(before.labels, which), _components(after.labels.numpy())
+        expected, found = expected[left[expected]], found[free[found]]
+        if not np.array_equal(expected, found):
+            different = np.setxor1d(expected, found)
+            if different.size:
+                return index, different, "width fixed in code"
         if before.numbers != after.numbers:
-            return index, np.flatnonzero(found & free), "the width itself is computed with"
+            return index, np.unique(found), "the width itself is computed with"
     return None
 
 

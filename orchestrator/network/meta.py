@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from orchestrator.network.copying import OWN, copied
+from orchestrator.network.copying import copied
 from orchestrator.network.recording import PLAIN, tensors_in
 from orchestrator.network.shapes import shapes_of
 from orchestrator.record import InvalidInput
@@ -20,6 +20,7 @@ ALIKE = {
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, torchvision.ops.StochasticDepth),
 }
 ALIKE_BY_NAME = {"timm.layers.drop.DropPath"}  # pictures leave out a whole branch, whatever its width
+USUAL = vars(nn.Module()).keys()  # what every module has: parameters, buffers, hooks and other modules
 ONE_AT_A_TIME = threading.Lock()  # watchers, among the threads of a process
 Example = Tensor | tuple[Any, ...]
 
@@ -40,9 +41,13 @@ def as_meta(model: nn.Module) -> nn.Module:
 
 def loose_tensors(model: nn.Module) -> list[Tensor]:
     """Tensors among the modules' attributes that are neither parameters nor buffers; hooks leave such."""
-    values = (item for module in model.modules() for item in vars(module).items())
-    found = (value for name, value in values if type(value) not in PLAIN and name not in OWN)
-    return [tensor for value in found for tensor in tensors_in(value)]
+    return [
+        tensor
+        for module in model.modules()
+        for name in vars(module).keys() - USUAL
+        if type(value := vars(module)[name]) not in PLAIN
+        for tensor in tensors_in(value)
+    ]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -118,18 +117,12 @@ class Op:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
+    operands: list[Tensor]  # among the arguments, however deep
+    outs: list[Tensor]
 
     @property
     def name(self) -> str:
         return short_name(self.func)
-
-    @cached_property
-    def operands(self) -> list[Tensor]:
-        return tensors_in((self.args, self.kwargs))
-
-    @cached_property
-    def outs(self) -> list[Tensor]:
-        return tensors_in(self.out)
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
@@ -159,7 +152,13 @@ def tensors_in(tree: Any) -> list[Tensor]:
         branches = tree.values()
     elif is_dataclass(tree) and not isinstance(tree, type):
         branches = [getattr(tree, each.name) for each in fields(tree)]
-    return [tensor for branch in branches if type(branch) not in PLAIN for tensor in tensors_in(branch)]
+    found: list[Tensor] = []
+    for branch in branches:
+        if isinstance(branch, Tensor):
+            found.append(branch)
+        elif type(branch) not in PLAIN:
+            found += tensors_in(branch)
+    return found
 
 
 def no_labels() -> Tensor:

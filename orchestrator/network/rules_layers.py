@@ -30,13 +30,8 @@ def convolution(trace: Trace, op: Op) -> None:
     flow = _transposed_flow if transposed else _flow
     made = flow(trace, axes, channels, groups)
     if bias is not None:
-        trace.unify(trace.labels(bias), made)
+        trace.acts_on(bias, made)
     trace.set(op.out, lb.along(made, 1, op.out.shape))
-
-
-def _read(trace: Trace, weight_in: Tensor, channels: Tensor) -> None:
-    trace.unify(weight_in, channels)
-    trace.freeze(weight_in[(channels == 0).expand_as(weight_in)], "reads a constant")
 
 
 def _flow(trace: Trace, axes: Axes | Grid, channels: Tensor, groups: int) -> Tensor:
@@ -44,22 +39,23 @@ def _flow(trace: Trace, axes: Axes | Grid, channels: Tensor, groups: int) -> Ten
     made = trace.axis(axes, 0, "made")
     blocks = channels.reshape(groups, -1)
     if groups == 1:
-        _read(trace, trace.axis(axes, 1, "read"), channels)
+        trace.reads(axes, 1, channels)
     elif trace.is_depthwise(axes, groups, channels.numel()):  # a channel leaves with its own filters
         trace.unify(made.reshape(groups, -1), blocks)
         trace.freeze(made[(blocks == 0).expand(groups, made.numel() // groups).flatten()], "reads a constant")
     else:  # equal positions of all conv_groups leave together, so that these keep one width
-        read = trace.axis(axes, 1, "read")
         for block in blocks:
-            _read(trace, read, block)
+            trace.reads(axes, 1, block)
         trace.unify(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
     return made
 
 
 def _transposed_flow(trace: Trace, axes: Axes | Grid, channels: Tensor, groups: int) -> Tensor:
     depthwise = trace.is_depthwise(axes, groups, channels.numel())
-    read = trace.axis(axes, 0, "made" if depthwise else "read")  # depthwise: one dimension both makes and reads
-    _read(trace, read, channels)
+    if depthwise:  # one dimension both makes and reads
+        trace.axis(axes, 0, "made")
+    trace.reads(axes, 0, channels)
+    read = trace.axis(axes, 0, "read")
     if depthwise:
         return read.repeat_interleave(trace.parameters[axes.name].shape[axes.own(1)])
     made = trace.axis(axes, 1, "made")
@@ -145,17 +141,17 @@ def _linear(trace: Trace, op: Op, x: Tensor, axes: Axes | Grid, *, flipped: bool
         return
     trace.call(axes, x[..., 0])
     last = x.ndim - 1
-    read, made = trace.axis(axes, last - 1, "read"), trace.axis(axes, last, "made")
+    made = trace.axis(axes, last, "made")
     shape = (*x.shape[:-1], made.numel())
     channels = lb.vector(x, last)
     if channels is not None:
-        _read(trace, read, channels)
+        trace.reads(axes, last - 1, channels)
         result = lb.along(made, last, shape)
     else:  # the layer mixes places (tokens), not channels: its own sizes are those of the picture
         reason = "a linear layer over places, not channels"
         if lb.varies(x, last):
             trace.freeze(x, reason)
-        trace.freeze(read, reason)
+        trace.freeze(trace.axis(axes, last - 1, "read"), reason)
         trace.freeze(made, reason)
         result = x[..., :1].expand(shape)
     result = result.transpose(-1, -2) if flipped else result
@@ -226,8 +222,8 @@ def batch_norm(trace: Trace, op: Op) -> None:
         return
     for parameter in op.args[1:5]:
         if isinstance(parameter, Tensor):
-            trace.unify(trace.labels(parameter), channels)
-    trace.set(tensors_in(op.out)[0], labels)
+            trace.acts_on(parameter, channels)
+    trace.set(op.outs[0], labels)
 
 
 def layer_norm(trace: Trace, op: Op) -> None:

@@ -3,13 +3,14 @@
 PyTorch's meta kernels of these are Python, and would be most of the time of a symbolic pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+META = torch.device("meta")
 
 
 def shapes_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -27,7 +28,7 @@ def _batch_norm(x: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     for parameter in given[:4]:
         if parameter is not None and parameter.numel() != x.shape[1]:
             raise RuntimeError(f"a batch norm of {parameter.numel()} channels meets {x.shape[1]}")
-    saved = x.new_empty(x.shape[1])
+    saved = _empty([x.shape[1]], x.dtype)
     return _like(x), saved, saved
 
 
@@ -37,8 +38,8 @@ def _layer_norm(x: Tensor, shape: list[int], *given: Any) -> tuple[Tensor, Tenso
     for size in sizes:
         if tuple(x.shape[places:]) != size:
             raise RuntimeError(f"a layer norm of {list(size)} meets {list(x.shape)}")
-    saved = x.new_empty(*x.shape[:places], *[1] * len(shape))
-    return x.new_empty(x.shape), saved, saved
+    saved = _empty([*x.shape[:places], *[1] * len(shape)], x.dtype)
+    return _empty(x.shape, x.dtype), saved, saved
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> Tensor:
@@ -54,7 +55,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) ->
     places = [reach(*each) for each in zip(x.shape[2:], weight.shape[2:], *settings, strict=True)]
     if min(places) < 1:
         raise RuntimeError(f"a kernel of {list(weight.shape[2:])} is larger than a picture of {list(x.shape[2:])}")
-    return x.new_empty(x.shape[0], made, *places)
+    return _empty([x.shape[0], made, *places], x.dtype)
 
 
 def _each(given: list[int], dims: int) -> list[int]:
@@ -83,7 +84,7 @@ def _concatenated(parts: list[Tensor], dim: int = 0) -> Tensor:
         shape[dim] = together[dim]
         if shape != together:
             raise RuntimeError(f"tensors to concatenate differ: {list(first.shape)} and {shape}")
-    return first.new_empty(together)
+    return _empty(together, first.dtype)
 
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -101,12 +102,16 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
             raise RuntimeError(f"a result of {list(shape)} does not fit into {list(first.shape)}")
         return first
     like = next((t for t in tensors if t.shape == shape), None)
-    return first.new_empty(shape) if like is None else _like(like)
+    return _empty(shape, first.dtype) if like is None else _like(like)
 
 
 def _like(tensor: Tensor) -> Tensor:
     """PyTorch's empty_like, which takes its time on the meta device."""
-    return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
+    return _empty(tensor.shape, tensor.dtype) if tensor.is_contiguous() else torch.empty_like(tensor)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)  # new_empty is Python on the meta device
 
 
 # Operators whose shapes are plain to see. PyTorch's meta kernels of these are Python, and most of a pass's time.

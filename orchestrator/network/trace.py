@@ -144,6 +144,35 @@ class Trace(TorchDispatchMode):
         self.recording.roles.setdefault((axes.name, own), role)
         return self.along(axes.name, own)
 
+    def reads(self, axes: Axes | Grid, dim: int, channels: Tensor) -> None:
+        """A weight reads these channels ([n] labels) along one dimension; what reads a constant stays."""
+        if isinstance(axes, Axes) and self._takes_over(axes.name, channels):
+            self._used(axes.name)
+            vectors = self.recording.axes.setdefault(axes.name, [None] * self.parameters[axes.name].ndim)
+            if vectors[axes.dims[dim]] is None:
+                vectors[axes.dims[dim]] = channels
+        weight_in = self.axis(axes, dim, "read")
+        if weight_in is not channels:
+            self.unify(weight_in, channels)
+            self.freeze(weight_in[(channels == 0).expand_as(weight_in)], "reads a constant")
+
+    def acts_on(self, parameter: Tensor, channels: Tensor) -> None:
+        """A parameter with an entry a channel, such as a bias or a norm's scale, acts on these channels, [n]."""
+        name = self.names.get(id(parameter), "")
+        plain = name and name not in self.weights and name not in self.recording.axes
+        if plain and parameter.shape == channels.shape and self._takes_over(name, channels):
+            self._used(name)
+            self.recording.elements[name] = channels
+        else:
+            self.unify(self.labels(parameter), channels)
+
+    def _takes_over(self, name: str, channels: Tensor) -> bool:
+        """Whether a parameter may carry the very labels it meets: quicker than labels of its own, tied to them.
+
+        Not in a replay, where its labels are given; not where it meets constants.
+        """
+        return self.seeds is None and name not in self.recording.elements and bool(channels.all())
+
     def along(self, name: str, own: int) -> Tensor:
         """[n] labels along one dimension of a parameter."""
         self._used(name)
@@ -241,17 +270,23 @@ class Trace(TorchDispatchMode):
         """A convolution or linear call. places: labels of the places that it runs at, of all pictures together."""
         along = None
         core = lb.core(places)
-        found, counts = (
-            core.unique(return_counts=True) if core.numel() > 1 else (core, torch.ones(1, dtype=torch.int64))
-        )
+        if core.numel() == 1:
+            self._call_everywhere(axes, places.numel(), kernel)
+            return
+        found, counts = core.unique(return_counts=True)
         each = counts * (places.numel() // core.numel())
         if not (each % self.recording.batch).any():  # else what runs here is the same for every picture
             each //= self.recording.batch
         common = math.gcd(*each.tolist())
-        if core.numel() > 1 and len(found) > 1:  # the places are channels themselves
+        if len(found) > 1:  # the places are channels themselves
             along = tuple(found.repeat_interleave(each // common).tolist())
         positions = kernel * common
         self.recording.calls.append(Call(module=self.where, weight=axes.name, positions=positions, along=along))
+
+    def _call_everywhere(self, axes: Axes | Grid, places: int, kernel: int) -> None:
+        shared = places % self.recording.batch  # what runs here is the same for every picture
+        positions = kernel * (places if shared else places // self.recording.batch)
+        self.recording.calls.append(Call(module=self.where, weight=axes.name, positions=positions))
 
     def fixed_call(self, products: int) -> None:
         """A call whose weight cannot be followed: `products` of all pictures together, at whatever widths."""
@@ -272,7 +307,10 @@ class Trace(TorchDispatchMode):
             raise PassFailed(step, len(self.recording.steps), error) from error
         if func._schema.is_mutable and out is not args[0] and isinstance(out, Tensor):
             out = args[0]  # a tensor of another device, written in place: meta.run wrote into a copy
-        op = Op(func=func, args=args, kwargs=kwargs, out=out)
+        operands = tensors_in((args, kwargs) if kwargs else args)
+        if func is torch.ops.aten.empty.memory_format:
+            return out  # every batch norm asks for one; there is nothing to follow
+        op = Op(func=func, args=args, kwargs=kwargs, out=out, operands=operands, outs=tensors_in(out))
         try:
             numbers = self._apply(op)
         except Exception as error:
