@@ -5,6 +5,7 @@
            staging/              work in progress; nothing here was ever published
            claims/<name>/        who computes a stage, or drives the search, at the moment (see claim.py)
            failures/<key>.json   the stages that could not be finished
+           trials/<index>.json   how each trial of the search ended
            duplicates/           a note for every stage that was computed twice in spite of all that
 
 Folders and JSON only: no database, no lock that a dead process keeps. Who owns tensors writes them.
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.claim import Claim, Owner, Sighting, Timing, Watch, life_of, sight, try_claim
-from orchestrator.record import Failure, InvalidInput, Point, Stage, whereabouts
+from orchestrator.record import Failure, InvalidInput, Point, Stage, TrialRecord, whereabouts
 
 STAGE_FILE = "stage.json"
 POINT_FILE = "point.json"
@@ -57,7 +58,7 @@ class StageStore:
     def prepare(self) -> None:
         """Makes the study's folders. Raises InvalidInput, naming the path, where they cannot be written."""
         try:
-            for name in ("stages", "staging", "claims", "failures"):
+            for name in ("stages", "staging", "claims", "failures", "trials"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             probe = self.root / "staging" / f"probe.{uuid.uuid4().hex}"
             probe.touch()
@@ -125,6 +126,16 @@ class StageStore:
     def failure(self, key: str) -> Failure | None:
         """Why a stage could not be finished, or None."""
         return _read(self.root / "failures" / f"{key}.json", Failure)
+
+    def record_trial(self, trial: TrialRecord) -> None:
+        """Keeps how a trial ended; of a trial that ended more than once, the last time."""
+        self.write_json(f"trials/{trial.index}.json", trial.model_dump(mode="json"))
+
+    def trials(self) -> list[TrialRecord]:
+        """How the trials of the search ended, in the order of their proposals."""
+        names = [name for name in _names(self.root / "trials") if name.endswith(".json")]
+        found = [_read(self.root / "trials" / name, TrialRecord) for name in names]
+        return sorted((one for one in found if one is not None), key=lambda one: one.index)
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[Claim]:
