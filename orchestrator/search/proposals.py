@@ -16,7 +16,6 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -24,6 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from orchestrator.files import Place
 from orchestrator.record import Point, TrialSpec, canonical_json
 from orchestrator.search.dimensions import Dimension, Grid, Range
 from orchestrator.search.journal import open_journal
@@ -64,7 +64,7 @@ class _Result:
 class Proposals:
     """A study's proposals, in its journal. One process at a time may have them open."""
 
-    def __init__(self, space: SearchSpace, journal: Path, *, trials: int) -> None:
+    def __init__(self, space: SearchSpace, journal: Place, *, trials: int) -> None:
         self.exhausted = False
         self._space = space
         self._trials = trials

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
@@ -34,14 +36,14 @@ RunTrial = Callable[..., Outcome]
 class Job:
     """What the workers need to know."""
 
-    root: Path
+    root: Place
     function: str  # "module:name" of the trial function
     resources: Resources
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Path, resources: Resources) -> "Job":
+    def of(cls, run_trial: RunTrial, root: Place, resources: Resources) -> "Job":
         return cls(root=root, function=f"{run_trial.__module__}:{run_trial.__qualname__}", resources=resources)
 
     @property
@@ -95,7 +97,7 @@ def _hushed() -> Iterator[None]:
 def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
     """Run proposals until there are no more."""
     proposer = Proposer(proposals, store)
-    folder = store.root / "tune"  # where every machine of a cluster can see it
+    folder = _tune_folder(store.root)
     shutil.rmtree(folder, ignore_errors=True)
     trainable = tune.with_parameters(work, job=job)
     tuner = tune.Tuner(
@@ -118,6 +120,14 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
         tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tune_folder(root: Place) -> Path:
+    """Tune's disposable folder: beside the stages, or in a temporary folder of the driver's machine.
+
+    Workers on other machines need not see it: trials report figures, never checkpoints.
+    """
+    return Path(tempfile.mkdtemp(prefix="orchestrator-tune-")) if isinstance(root, Uri) else root / "tune"
 
 
 def work(config: dict[str, Any], job: Job) -> None:
