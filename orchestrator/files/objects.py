@@ -368,10 +368,11 @@ def _as_os_errors() -> Iterator[None]:
         raise
     except Exception as error:
         from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
 
         if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
             raise PermissionError(errno.EACCES, f"{error}; set AWS_PROFILE or AWS_ACCESS_KEY_ID") from error
-        away = (boto.HTTPClientError, boto.ConnectionError, boto.ResponseParserError, boto.IncompleteReadError)
+        away = (boto.HTTPClientError, boto.ConnectionError, ResponseParserError, boto.IncompleteReadError)
         if isinstance(error, away) or type(error).__module__.startswith("aiohttp"):
             raise ConnectionError(str(error)) from error
         raise

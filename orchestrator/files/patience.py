@@ -55,16 +55,17 @@ class Patience:
                     raise full(where) from error
                 if not is_away(error):
                     raise
+                reason = reason_of(error)
                 if since is None:
                     since = self.clock()
                 elif self.clock() - since >= self.seconds:
                     raise StorageFault(
-                        f"{where}: the storage has been away for {self.seconds:.0f} s ({reason_of(error)}); "
+                        f"{where}: the storage has been away for {self.seconds:.0f} s ({reason}); "
                         "the same command goes on when it is back"
                     ) from error
-                if pause == LONGEST_PAUSE:
-                    LOG.warning("%s: the storage is away (%s); trying again", where, reason_of(error))
             self.pause(pause)
+            if pause < LONGEST_PAUSE <= 2 * pause:  # said once, and not of a hiccup
+                LOG.warning("%s: the storage is away (%s); trying again", where, reason)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -85,5 +86,5 @@ def is_away(error: OSError) -> bool:
 
 def reason_of(error: OSError) -> str:
     """Why, in the system's words."""
-    text = (error.strerror or str(error)).strip()
-    return " ".join(text.split()).rstrip(".").lower()
+    text = " ".join((error.strerror or str(error)).split()).rstrip(".")
+    return text[:1].lower() + text[1:]
