@@ -3,8 +3,8 @@
 Set here, before any test imports torch or Ray; the processes that tests start inherit it. And a made-up study.
 """
 
-import math
 import logging
+import math
 import os
 import shutil
 import uuid

@@ -71,7 +71,7 @@ def anothers_record(files: Files) -> None:
     files.write(f"{PLACE}/stage.json", other.model_dump_json().encode())
 
 
-DAMAGES = {
+DAMAGES: dict[Callable[[Files], None], str] = {
     altered: r"weights\.safetensors is not what was published",
     truncated: r"weights\.safetensors is not what was published",
     without_weights: r"weights\.safetensors is missing",
@@ -80,7 +80,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: str(damage.__name__))
 def test_a_damaged_stage_is_moved_aside_and_computed_again(
     store: StageStore, files: Files, damage: Callable[[Files], None]
 ) -> None:
@@ -159,7 +159,8 @@ def test_damaged_stages_are_left_out_where_many_are_read(store: StageStore, file
     store.obtain(KEY, write)
     torn_record(files)
     assert store.keys() == [KEY]
-    assert list(store.stages()) == list(store.points()) == []
+    assert list(store.stages()) == []
+    assert list(store.points()) == []
 
 
 # --- a full disk ---
@@ -183,7 +184,8 @@ def test_a_disk_that_is_full_while_a_stage_is_computed(
     with pytest.raises(StorageFault, match=r"^/.*: no space is left there; free some, and the same command goes on$"):
         store.obtain(KEY, compute)
     assert not store.has(KEY)
-    assert files.names("claims") == files.names("staging") == list(files.staging("").glob("*")) == []
+    assert files.names("claims") == files.names("staging") == []
+    assert list(files.staging("").glob("*")) == []
     assert store.obtain(KEY, write)[1]
 
 
@@ -315,9 +317,11 @@ def test_leaving_a_claim_while_the_storage_is_away_leaves_it_to_pass_on(
         monkeypatch.setattr(os, "listdir", Outage(monkeypatch, 1).failing(os.listdir))
     monkeypatch.undo()
     assert sight(open_files(store.root), "claims/driver") is not None
-    with pytest.raises(Occupied, match=f"process {os.getpid()} on .* is its driver; one at a time"):
-        with store.exclusive("driver"):
-            pass
+    with (
+        pytest.raises(Occupied, match=f"process {os.getpid()} on .* is its driver; one at a time"),
+        store.exclusive("driver"),
+    ):
+        pass
 
 
 def test_a_point_is_no_stage(store: StageStore) -> None:

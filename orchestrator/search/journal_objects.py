@@ -102,9 +102,10 @@ class ObjectJournal(BaseJournalBackend):
     def _write_as_one(self, some: list[Segment]) -> None:
         """`some` are the last ones."""
         whole = Segment(some[0].first, some[-1].last)
+        names = [segment.name for segment in some]
         self._files.write(whole.name, _lines(self._logs[whole.first : whole.last + 1]))
-        self._segments[-len(some) :] = [whole]
-        self._files.remove([segment.name for segment in some])
+        self._segments = [*self._segments[: -len(some)], whole]
+        self._files.remove(names)
 
 
 def _level(segment: Segment) -> int:

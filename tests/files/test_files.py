@@ -308,7 +308,9 @@ def test_a_server_that_stays_away_is_named(server: Any, object_storage: Uri, tmp
 
 def test_a_bucket_that_is_missing_is_named(object_storage: Uri) -> None:
     store = StageStore("s3://nobodys-bucket/studies/small")
-    with pytest.raises(InvalidInput, match=r"^s3://nobodys-bucket/studies/small: cannot be written \(.*bucket does not"):
+    with pytest.raises(
+        InvalidInput, match=r"^s3://nobodys-bucket/studies/small: cannot be written \(.*bucket does not"
+    ):
         store.prepare()
     with pytest.raises(InvalidInput, match=r"nobodys-bucket/studies/small/study\.json: cannot be read \(.*bucket does"):
         store.read_json("study.json")
@@ -332,7 +334,7 @@ def test_missing_credentials_are_named(
 @pytest.fixture
 def requests(remote: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every request to the object storage, by its operation."""
-    from aiobotocore.client import AioBaseClient
+    from aiobotocore.client import AioBaseClient  # type: ignore[import-untyped]
 
     made: list[str] = []
     call = AioBaseClient._make_api_call

@@ -50,6 +50,7 @@ def test_storage_that_comes_back_is_not_missed(error: OSError, caplog: pytest.Lo
 @pytest.mark.parametrize("error", AWAY[:2], ids=["EIO", "ESTALE"])
 def test_storage_that_stays_away_is_named(error: OSError) -> None:
     storage = Storage(1e9, error)
+    assert error.strerror is not None
     reason = error.strerror[0].lower() + error.strerror[1:]
     message = rf"^there: the storage has been away for 150 s \({reason}\); the same command goes on when"
     with pytest.raises(StorageFault, match=message) as caught:

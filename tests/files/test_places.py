@@ -1,5 +1,7 @@
 """Where a study may lie, and what is said of places that are none."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def test_a_uri_is_put_together_and_taken_apart_like_a_path() -> None:
     assert place.absolute() == place.resolve() == place
     assert Uri("s3", "bucket").key == ""
     with pytest.raises(TypeError):
-        open(place)  # type: ignore[call-overload]
+        os.fspath(place)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,10 @@ def test_a_uri_that_is_none_is_named(text: str, message: str) -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
-    message = r"""^s3://bucket/x: s3:// needs the extra "s3": pip install 'pruning-orchestrator\[s3\]' \(import of s3fs"""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    message = (
+        r"""^s3://bucket/x: s3:// needs the extra "s3": pip install 'pruning-orchestrator\[s3\]' \(import of s3fs"""
+    )
     with pytest.raises(InvalidInput, match=message):
         open_files(Uri("s3", "bucket/x"))
 
