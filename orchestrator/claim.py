@@ -1,12 +1,13 @@
-"""Who may compute what: claims that a dead process cannot keep, on any file system that several machines share.
+"""Who may compute what: claims that a dead process cannot keep, on any storage that several machines share.
 
-A claim is a folder of numbered generation files; who made the highest one owns it. A file is made with O_EXCL, so of
-many who try, one gets it. The owner touches its file while it lives; who waits takes over, by making the next number,
-when the owner's process is gone from this very machine or when the file has not been touched for long on the waiting
-process's own clock. Clocks of two machines are never compared.
+A claim is a folder of numbered generation files; who made the highest one owns it. Of many who try to make a file, one
+gets it. The owner touches its file while it lives; who waits takes over, by making the next number, when the owner's
+process is gone from this very machine or when the file has not been touched for long on the waiting process's own
+clock. Clocks of two machines are never compared, and time in which nobody could look does not count.
 """
 
 import json
+import math
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from orchestrator.files import Files, Held, StorageFault
 from orchestrator.record import Record, whereabouts
 
 Life = Literal["alive", "gone", "unknown"]
@@ -33,6 +35,7 @@ class Timing:
     beat_seconds: float = 3.0
     stale_seconds: float = 20.0
     poll_seconds: float = 0.2
+    blind_seconds: float = 8.0  # without a look for so long, a watch begins anew
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
 
@@ -54,7 +57,7 @@ class Sighting:
 
     number: int
     owner: Owner | None
-    touched_ns: int
+    mark: object  # changes when the file is touched
 
 
 class Watch:
@@ -63,23 +66,25 @@ class Watch:
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self._last: Sighting | None = None
-        self._since = 0.0
+        self._since = self._looked = -math.inf
 
     def is_dead(self, sighting: Sighting) -> bool:
         """Whether the owner's process is gone, or has shown no sign of life while this watch looked on."""
-        if sighting != self._last:
-            self._last, self._since = sighting, self._timing.clock()
-        stale = self._timing.clock() - self._since >= self._timing.stale_seconds
-        return stale or life_of(sighting.owner) == "gone"
+        now = self._timing.clock()
+        blind = now - self._looked > self._timing.blind_seconds  # the storage was away, or this process stood still
+        if blind or sighting != self._last:
+            self._last, self._since = sighting, now
+        self._looked = now
+        return now - self._since >= self._timing.stale_seconds or life_of(sighting.owner) == "gone"
 
 
 class Claim:
     """A claim that this process made. Entered, it is touched by a thread; left, it is given back."""
 
-    def __init__(self, path: Path, descriptor: int, owner: Owner, timing: Timing) -> None:
+    def __init__(self, at: "Generation", held: Held, owner: Owner, timing: Timing) -> None:
         self.owner = owner
-        self._path = path
-        self._descriptor = descriptor
+        self._at = at
+        self._held = held
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat, args=(timing.beat_seconds,), name="claim", daemon=True)
 
@@ -90,51 +95,54 @@ class Claim:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
         self._heart.join()
-        held = self.held()
-        os.close(self._descriptor)
-        if held:  # someone else's files otherwise
-            _remove_generations(self._path.parent, up_to=int(self._path.stem))
+        self._held.close()
+        with suppress(OSError, StorageFault):  # what stays behind is a dead owner's, and passes on
+            if self.held():  # someone else's files otherwise
+                _remove_generations(self._at)
 
     def held(self) -> bool:
-        """Whether this is still the newest generation, and the very file that was made."""
-        try:
-            same = os.path.samestat(os.fstat(self._descriptor), self._path.stat())
-            return same and newest(self._path.parent) == int(self._path.stem)
-        except FileNotFoundError:
-            return False
+        """Whether this is still the newest generation, made by this process."""
+        found = sight(self._at.files, self._at.folder)
+        return found is not None and found.number == self._at.number and found.owner == self.owner
 
     def _beat(self, seconds: float) -> None:
         while not self._over.wait(seconds):
-            with suppress(OSError):  # a file system that is away for a moment; others decide by their own clocks
-                os.utime(self._descriptor)
+            with suppress(OSError):  # storage that is away for a moment; who waits does not see it either
+                if not self._held.touch():
+                    return
 
 
-def try_claim(folder: Path, watch: Watch, timing: Timing) -> Claim | None:
+@dataclass(frozen=True)
+class Generation:
+    """One file of a claim's folder."""
+
+    files: Files
+    folder: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder}/{self.number}.json"
+
+
+def try_claim(files: Files, folder: str, watch: Watch, timing: Timing) -> Claim | None:
     """The claim on `folder`, if it is free or its owner is dead; None while somebody else has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    current = sight(folder)
+    current = sight(files, folder)
     if current is not None and not watch.is_dead(current):
         return None
-    number = 1 if current is None else current.number + 1
-    return _make(folder / f"{number}.json", timing)
+    return _make(Generation(files, folder, 1 if current is None else current.number + 1), timing)
 
 
-def sight(folder: Path) -> Sighting | None:
+def sight(files: Files, folder: str) -> Sighting | None:
     """The newest generation in `folder`, or None when it is free."""
-    number = newest(folder)
-    if number == 0:
-        return None
-    try:
-        # Opening makes a network file system ask the server; a bare stat may be answered from a cache.
-        with (folder / f"{number}.json").open("rb") as file:
-            return Sighting(number, _parse(file.read()), os.fstat(file.fileno()).st_mtime_ns)
-    except FileNotFoundError:
-        return None
+    number = newest(files, folder)
+    found = files.look(Generation(files, folder, number).name) if number else None
+    return None if found is None else Sighting(number, _parse(found[0]), found[1])
 
 
-def newest(folder: Path) -> int:
+def newest(files: Files, folder: str) -> int:
     """The highest generation number in `folder`, 0 when there is none."""
-    return max(_generations(folder), default=0)
+    return max(_generations(files, folder), default=0)
 
 
 def life_of(owner: Owner | None) -> Life:
@@ -177,15 +185,11 @@ def _no_such_process(pid: int) -> bool:
     return False
 
 
-def _make(path: Path, timing: Timing) -> Claim | None:
+def _make(at: Generation, timing: Timing) -> Claim | None:
     pid = os.getpid()
     owner = Owner(token=uuid.uuid4().hex, machine=machine(), started=started_at(pid), **whereabouts())
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except (FileExistsError, FileNotFoundError):  # another was faster, or its owner has just given it back
-        return None
-    os.write(descriptor, owner.model_dump_json().encode())
-    return Claim(path, descriptor, owner, timing)
+    held = at.files.create(at.name, owner.model_dump_json().encode())
+    return None if held is None else Claim(at, held, owner, timing)  # None: another was faster
 
 
 def _parse(text: bytes) -> Owner | None:
@@ -195,17 +199,16 @@ def _parse(text: bytes) -> Owner | None:
         return None
 
 
-def _generations(folder: Path) -> list[int]:
+def _generations(files: Files, folder: str) -> list[int]:
     try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+        names = files.names(folder)
+    except NotADirectoryError:  # whoever makes a claim there will hear of it
         return []
     return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]+\.json", name))
 
 
-def _remove_generations(folder: Path, *, up_to: int) -> None:
-    with suppress(OSError):  # what stays behind is a dead owner's, and passes on
-        for number in _generations(folder):  # ascending: the newest guards the others until the last moment
-            if number <= up_to:
-                (folder / f"{number}.json").unlink(missing_ok=True)
-        folder.rmdir()
+def _remove_generations(at: Generation) -> None:
+    numbers = [number for number in _generations(at.files, at.folder) if number <= at.number]
+    # Ascending: the newest guards the others until the last moment.
+    at.files.remove([Generation(at.files, at.folder, number).name for number in numbers])
+    at.files.tidy(at.folder)

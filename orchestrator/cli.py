@@ -68,10 +68,10 @@ app = typer.Typer(
 )
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or the path of its folder.")]
-Storage = Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the studies.")]
+Storage = Annotated[str, typer.Option(metavar="DIR", help="The folder or s3://bucket/prefix that holds the studies.")]
 MaxFlops = Annotated[str | None, typer.Option(metavar="FLOPS", help="The largest number of flops, such as 60M.")]
 MinAccuracy = Annotated[float | None, typer.Option(metavar="SHARE", help="The lowest accuracy, such as 0.9.")]
-RESULTS, DATA = Path("results"), Path("data")
+RESULTS, DATA = "results", Path("data")
 
 
 @app.command()
@@ -120,6 +120,8 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         "train_flops": f"{flops_text(now.train_flops)}; {flops_text(now.train_flops_saved)} saved by reuse",
         "seconds": f"{now.seconds:.1f}",
     }
+    if now.damaged:
+        facts["damaged"] = f"{len(now.damaged)} stages, see below"
     if now.duplicates:
         facts["computed twice"] = f"{now.duplicates} stages"
     print_facts(facts)
@@ -138,6 +140,11 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         typer.echo()
         print_heading("Groups left whole: their cut, tried on the model's own weights, was not right")
         print_frame(frozen, {"group": str, "channels": str, "stages": str, "reason": first_line})
+    if now.damaged:
+        typer.echo()
+        print_heading("Stages that cannot be read, and those that were moved aside to be computed again")
+        for problem in now.damaged:
+            typer.echo(problem)
     if now.failures:
         typer.echo()
         print_heading("Failures", f"tracebacks: {now.path / 'failures'}")
@@ -162,6 +169,8 @@ def front(
         print_front(asked, found)
     else:
         typer.echo((as_csv if format is Format.csv else as_json)(found).rstrip("\n"))
+    for problem in asked.damaged.values():
+        typer.echo(f"left out: {problem}", err=True)
 
 
 @app.command()
@@ -237,7 +246,7 @@ def _complain(message: str) -> None:
     typer.echo(f"error: {' '.join(message.split())}", err=True)
 
 
-def _study(name: str, storage: Path) -> "Study":
+def _study(name: str, storage: str) -> "Study":
     from orchestrator.collector import Study
 
     return Study(name, results=storage)

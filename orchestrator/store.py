@@ -7,31 +7,40 @@
            failures/<key>.json   the stages that could not be finished
            trials/<index>.json   how each trial of the search ended
            duplicates/           a note for every stage that was computed twice in spite of all that
+           damaged/              stages that were found torn or altered, each with a note; they are computed again
 
-Folders and JSON only: no database, no lock that a dead process keeps. Who owns tensors writes them.
+Files and JSON only: no database, no lock that a dead process keeps. Who owns tensors writes them. The root is a folder
+or a place on object storage (see files/), where a stage is there as soon as its stage.json is, written last.
 """
 
-import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.claim import Claim, Owner, Sighting, Timing, Watch, life_of, sight, try_claim
-from orchestrator.record import Failure, InvalidInput, Point, Stage, TrialRecord, whereabouts
+from orchestrator.files import Patience, StorageFault, Uri, is_full, located, open_files, reason_of
+from orchestrator.files.patience import full
+from orchestrator.record import Failure, InvalidInput, Point, Record, Stage, TrialRecord, whereabouts
 
 STAGE_FILE = "stage.json"
 POINT_FILE = "point.json"
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
+FOLDERS = ("stages", "staging", "claims", "failures", "trials")
 MODEL_FILE = "model.json"  # with the weights beside it, a point's folder is a model that orchestrator.load reads
+
+KEY = re.compile(r"[0-9a-f]{64}")
+BATCH = 1024  # records that are read at a time
+AGAIN = "the next search that needs it moves it aside and computes it again"
+SOUND: set[tuple[str, str]] = set()  # root and key of the stages that this process published or has checked
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
@@ -48,50 +57,83 @@ class Occupied(InvalidInput):
     """Somebody else does what only one may do at a time; the message names host and pid."""
 
 
-class StageStore:
-    """The folder of one study. Any number of processes, on any machines that see it, may use it at once."""
+class Damage(Record):
+    """A note about a stage that was moved aside: what was wrong with it, and who found out."""
 
-    def __init__(self, root: str | os.PathLike[str], *, timing: Timing | None = None) -> None:
-        self.root = Path(root)
-        self._timing = timing or Timing()
+    key: str
+    problem: str
+    moved_to: str
+    created: str
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.problem}; now in {self.moved_to}"
+
+
+class StageStore:
+    """The files of one study. Any number of processes, on any machines that see them, may use them at once.
+
+    `root` is a folder, or a URI such as s3://bucket/studies/name.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | Uri, *, timing: Timing | None = None) -> None:
+        self.root = located(root)
+        self._name = str(self.root.absolute())
+        self._timing = timing or Timing(poll_seconds=1.0 if isinstance(self.root, Uri) else 0.2)
+        self._files = open_files(self.root, Patience(clock=self._timing.clock, pause=self._timing.pause))
 
     def prepare(self) -> None:
         """Makes the study's folders. Raises InvalidInput, naming the path, where they cannot be written."""
         try:
-            for name in ("stages", "staging", "claims", "failures", "trials"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            probe = self.root / "staging" / f"probe.{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
+            self._files.prepare(FOLDERS)
         except OSError as error:
-            raise InvalidInput(f"{self.root}: cannot be written ({_reason(error)}); give a folder that can") from error
+            reason = reason_of(error)
+            raise InvalidInput(f"{self.root}: cannot be written ({reason}); give a folder that can") from error
 
     def obtain(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of a finished stage, and whether this call computed it.
 
         Looks it up; else claims it and lets `compute(staging)` write its files, stage.json at least; else waits while
         a living process has claimed it, and takes over if that dies. If compute raises, nothing is left behind.
+        A stage that is damaged is moved aside, and computed again.
         """
         watch = Watch(self._timing)
-        while (folder := self.folder(key)) is None:
+        while (folder := self._sound_folder(key)) is None:
             claim = self._claim(key, watch)
             if claim is None:
                 self._timing.pause(self._timing.poll_seconds)
                 continue
             with claim:
                 # Looked up again under the claim: whoever had it before may have published in between.
-                if self.folder(key) is None and self._compute(key, claim, compute):
-                    return self._stage_folder(key), True
+                if self._cleared(key, claim) and (made := self._compute(key, claim, compute)) is not None:
+                    return made, True
         return folder, False
 
     def folder(self, key: str) -> Path | None:
-        """The folder of a published stage, or None."""
-        folder = self._stage_folder(key)
-        return folder if folder.is_dir() else None
+        """The folder of a published stage, to be read only, or None; of object storage a copy on this machine.
+
+        Its files are compared with their digests the first time that this process is given it. Raises DamagedStage.
+        """
+        folder = self._files.fetch(_place(key), STAGE_FILE)
+        if folder is None or (self._name, key) in SOUND:
+            return folder
+        if _problem(folder, key) is not None:  # of a copy it may be the copy's fault
+            folder = self._files.fetch(_place(key), STAGE_FILE, anew=True)
+        problem = None if folder is None else _problem(folder, key)
+        if problem is not None:
+            raise DamagedStage(f"{self.root / _place(key)}: {problem}; {AGAIN}")
+        SOUND.add((self._name, key))
+        return folder
+
+    def has(self, key: str) -> bool:
+        """Whether a stage is published; nothing of it is read."""
+        return self._files.has(_place(key), STAGE_FILE)
 
     def keys(self) -> list[str]:
         """The keys of all published stages, sorted."""
-        return [name for name in _names(self.root / "stages") if re.fullmatch(r"[0-9a-f]{64}", name)]
+        with self._reading("stages"):
+            return [name for name in self._files.published("stages", STAGE_FILE) if re.fullmatch(KEY, name)]
 
     def stage(self, key: str) -> Stage:
         """The record of a published stage."""
@@ -103,15 +145,36 @@ class StageStore:
 
     def has_point(self, key: str) -> bool:
         """Whether a published stage measured something: a `sparse` stage does not."""
-        return (self._stage_folder(key) / POINT_FILE).is_file()
+        return self._files.exists(f"{_place(key)}/{POINT_FILE}")
 
     def stages(self) -> Iterator[Stage]:
-        """The records of all published stages, in the order of their keys."""
-        return (self.stage(key) for key in self.keys())
+        """The records of all published stages that are not damaged, in the order of their keys."""
+        return self._records(self.keys(), STAGE_FILE, Stage)
 
     def points(self) -> Iterator[Point]:
-        """The points of all published stages that have one, in the order of their keys."""
-        return (self.point(key) for key in self.keys() if self.has_point(key))
+        """The points of all published stages that have one and are not damaged, in the order of their keys."""
+        with self._reading("stages"):
+            names = self._files.having("stages", STAGE_FILE, POINT_FILE)
+        return self._records([name for name in names if re.fullmatch(KEY, name)], POINT_FILE, Point)
+
+    def read_ahead(self, keys: Sequence[str]) -> None:
+        """Gets the records of stages that will soon be asked for, if many at once are quicker than one by one.
+
+        What was got before and not asked for is forgotten.
+        """
+        self._files.read_ahead([f"{_place(key)}/{name}" for key in keys for name in (STAGE_FILE, POINT_FILE)])
+
+    def replaced(self) -> set[str]:
+        """The keys of stages that were moved aside, and may have been computed again since."""
+        with self._reading("damaged"):
+            return {name.partition(".")[0] for name in self._files.names("damaged")}
+
+    def damaged(self) -> list[Damage]:
+        """The stages that were found damaged and moved aside, the first found first."""
+        with self._reading("damaged"):
+            names = [name for name in self._files.names("damaged") if name.endswith(".json")]
+        found = [self._read(f"damaged/{name}", Damage) for name in names]
+        return sorted((one for one in found if one is not None), key=lambda one: (one.created, one.key))
 
     def record_failure(self, failure: Failure) -> None:
         """Keeps why a stage could not be finished; of several reasons for one stage, the last."""
@@ -119,13 +182,15 @@ class StageStore:
 
     def failures(self) -> list[Failure]:
         """All recorded failures, the oldest first."""
-        names = [name for name in _names(self.root / "failures") if name.endswith(".json")]
-        found = [_read(self.root / "failures" / name, Failure) for name in names]
+        with self._reading("failures"):
+            names = [f"failures/{name}" for name in self._files.names("failures") if name.endswith(".json")]
+        self._files.read_ahead(names)
+        found = [self._read(name, Failure) for name in names]
         return sorted((one for one in found if one is not None), key=lambda one: (one.created, one.key))
 
     def failure(self, key: str) -> Failure | None:
         """Why a stage could not be finished, or None."""
-        return _read(self.root / "failures" / f"{key}.json", Failure)
+        return self._read(f"failures/{key}.json", Failure)
 
     def record_trial(self, trial: TrialRecord) -> None:
         """Keeps how a trial ended; of a trial that ended more than once, the last time."""
@@ -133,8 +198,10 @@ class StageStore:
 
     def trials(self) -> list[TrialRecord]:
         """How the trials of the search ended, in the order of their proposals."""
-        names = [name for name in _names(self.root / "trials") if name.endswith(".json")]
-        found = [_read(self.root / "trials" / name, TrialRecord) for name in names]
+        with self._reading("trials"):
+            names = [f"trials/{name}" for name in self._files.names("trials") if name.endswith(".json")]
+        self._files.read_ahead(names)
+        found = [self._read(name, TrialRecord) for name in names]
         return sorted((one for one in found if one is not None), key=lambda one: one.index)
 
     @contextmanager
@@ -146,7 +213,7 @@ class StageStore:
         watch = Watch(self._timing)
         first: Sighting | None = None
         while (claim := self._claim(name, watch)) is None:
-            current = sight(self.root / "claims" / name)
+            current = sight(self._files, f"claims/{name}")
             if current is not None and _lives(current, first):
                 raise Occupied(f"{self.root}: {_whose(current.owner)} is its {name}; one at a time")
             first = first or current
@@ -156,7 +223,7 @@ class StageStore:
 
     def occupant(self, name: str) -> Owner | None:
         """The process that last claimed `name` and has not given it back, unless it is known to be gone."""
-        current = sight(self.root / "claims" / name)
+        current = sight(self._files, f"claims/{name}")
         return None if current is None or life_of(current.owner) == "gone" else current.owner
 
     def write_json(self, name: str, value: Any) -> None:
@@ -165,81 +232,118 @@ class StageStore:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes a file of the study aside, has it reach the disk, and renames it."""
+        """Writes a file of the study, whole or not at all."""
         self.prepare()
-        aside = self.root / "staging" / f"file.{uuid.uuid4().hex}"
-        try:
-            aside.write_bytes(content)
-            _sync(aside)
-            aside.replace(self.root / name)
-        finally:
-            aside.unlink(missing_ok=True)
-        _sync((self.root / name).parent)
+        self._files.write(name, content)
 
     def read_json(self, name: str) -> Any:
         """A file that write_json wrote, or None if there is none. Raises DamagedRecord if it is no JSON."""
-        return _load(self.root / name)
+        content = self.read_bytes(name)
+        return None if content is None else _json(content, self.root / name)
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """A file of the study, or None if there is none. Raises DamagedRecord if it cannot be read."""
+        with self._reading(name):
+            return self._files.read(name)
 
     def duplicates(self) -> int:
         """How often a stage was computed though another process had it: 0 unless a machine stood still for long."""
-        return len(_names(self.root / "duplicates"))
+        with self._reading("duplicates"):
+            return len(self._files.names("duplicates"))
 
-    def _stage_folder(self, key: str) -> Path:
-        return self.root / "stages" / key
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DamagedRecord(f"{self.root / name}: cannot be read ({reason_of(error)})") from error
+
+    def _read(self, name: str, kind: type[RecordT]) -> RecordT | None:
+        content = self.read_bytes(name)
+        return None if content is None else _parsed(content, self.root / name, kind)
 
     def _record(self, key: str, name: str, kind: type[RecordT]) -> RecordT:
-        path = self._stage_folder(key) / name
-        if self.folder(key) is None:
-            raise InvalidInput(f"{self.root}: has no stage {key}")
+        path = self.root / _place(key) / name
         try:
-            record = _read(path, kind)
+            record = self._read(f"{_place(key)}/{name}", kind)
         except DamagedRecord as error:
-            raise DamagedStage(f"{error}; remove {path.parent} to have it computed again") from error
+            raise DamagedStage(f"{error}; {AGAIN}") from error
+        if record is None and not self.has(key):
+            raise InvalidInput(f"{self.root}: has no stage {key}")
         if record is None:
-            raise DamagedStage(f"{path}: missing; remove {path.parent} to have it computed again")
+            raise DamagedStage(f"{path}: missing; {AGAIN}")
         if getattr(record, "key", None) != key:
-            raise DamagedStage(f"{path}: holds another stage's record; remove {path.parent} to have it computed again")
+            raise DamagedStage(f"{path}: holds another stage's record; {AGAIN}")
         return record
 
+    def _records(self, keys: Sequence[str], name: str, kind: type[RecordT]) -> Iterator[RecordT]:
+        for start in range(0, len(keys), BATCH):
+            some = keys[start : start + BATCH]
+            self._files.read_ahead([f"{_place(key)}/{name}" for key in some])
+            for key in some:
+                with suppress(DamagedStage):
+                    yield self._record(key, name, kind)
+
+    def _sound_folder(self, key: str) -> Path | None:
+        try:
+            return self.folder(key)
+        except DamagedStage:
+            return None
+
+    # -- making --------------------------------------------------------------------------------------------------
+
     def _claim(self, name: str, watch: Watch) -> Claim | None:
-        folder = self.root / "claims" / name
-        before = sight(folder)
+        folder = f"claims/{name}"
+        before = sight(self._files, folder)
         if before is None:
             self.prepare()
-        claim = try_claim(folder, watch, self._timing)
+        claim = try_claim(self._files, folder, watch, self._timing)
         if claim is not None and before is not None and before.owner is not None and life_of(before.owner) == "gone":
             shutil.rmtree(self._staging(name, before.owner), ignore_errors=True)
         return claim
 
     def _staging(self, key: str, owner: Owner) -> Path:
-        return self.root / "staging" / f"{key[:16]}.{owner.token}"
+        return self._files.staging(f"{key[:16]}.{owner.token}")
 
-    def _compute(self, key: str, claim: Claim, compute: Callable[[Path], None]) -> bool:
+    def _compute(self, key: str, claim: Claim, compute: Callable[[Path], None]) -> Path | None:
         staging = self._staging(key, claim.owner)
-        staging.mkdir()
         try:
+            staging.mkdir(parents=True)
             compute(staging)
-            stage = _read(staging / STAGE_FILE, Stage)
-            assert stage is not None, f"{staging}: compute left no {STAGE_FILE}"
+            stage = _sealed(staging)
             assert stage.key == key, f"{staging}: compute left the record of {stage.key}"
-            _sync_all(staging)
             return self._publish(key, claim, staging)
+        except Exception as error:
+            if is_full(error) and not isinstance(error, StorageFault):
+                raise full(getattr(error, "filename", None) or staging) from error
+            raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _publish(self, key: str, claim: Claim, staging: Path) -> bool:
-        if claim.held():
-            try:
-                os.rename(staging, self._stage_folder(key))
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-            else:
-                _sync(self.root / "stages")
-                return True
-        (self.root / "duplicates").mkdir(exist_ok=True)
-        self.write_json(f"duplicates/{key}.{claim.owner.token}.json", {"key": key, **whereabouts()})
-        return False
+    def _publish(self, key: str, claim: Claim, staging: Path) -> Path | None:
+        folder = self._files.publish(staging, _place(key), STAGE_FILE) if claim.held() else None
+        if folder is None:
+            self.write_json(f"duplicates/{key}.{claim.owner.token}.json", {"key": key, **whereabouts()})
+        else:
+            SOUND.add((self._name, key))
+        return folder
+
+    def _cleared(self, key: str, claim: Claim) -> bool:
+        """Whether a stage is to be computed; what is damaged is moved aside.
+
+        Only under the claim on it: another process would move away what was computed in its place.
+        """
+        try:
+            return self.folder(key) is None
+        except DamagedStage as error:
+            target = f"damaged/{key}.{claim.owner.token}"
+            problem = str(error).removesuffix(f"; {AGAIN}")
+            note = Damage(key=key, problem=problem, moved_to=str(self.root / target), **whereabouts())
+            self.write_json(f"{target}.json", note.model_dump(mode="json"))
+            self._files.move(_place(key), target, STAGE_FILE)
+            return True
 
 
 def write_record(path: Path, record: BaseModel) -> None:
@@ -264,49 +368,55 @@ def _whose(owner: Owner | None) -> str:
     return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
 
 
-def _read(path: Path, kind: type[RecordT]) -> RecordT | None:
-    value = _load(path)
-    if value is None:
-        return None
+def _place(key: str) -> str:
+    return f"stages/{key}"
+
+
+def _parsed(content: bytes, path: object, kind: type[RecordT]) -> RecordT:
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(_json(content, path))
     except ValidationError as error:
         raise DamagedRecord(f"{path}: damaged ({first_problem(error)})") from error
 
 
-def _load(path: Path) -> Any:
+def _json(content: bytes, path: object) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+        return json.loads(content)
     except ValueError as error:
         raise DamagedRecord(f"{path}: damaged (no JSON: {error})") from error
-    except OSError as error:
-        raise DamagedRecord(f"{path}: cannot be read ({_reason(error)})") from error
 
 
-def _names(folder: Path) -> list[str]:
+def _sealed(staging: Path) -> Stage:
+    """The record of the stage in a staging folder, with the digests of its other files, as it is then published."""
+    path = staging / STAGE_FILE
+    assert path.is_file(), f"{staging}: compute left no {STAGE_FILE}"
+    stage = Stage.model_validate_json(path.read_bytes())
+    others = sorted(file for file in staging.rglob("*") if file.is_file() and file != path)
+    files = {file.relative_to(staging).as_posix(): _digest(file) for file in others}
+    write_record(path, stage.model_copy(update={"files": files}))
+    return stage
+
+
+def _problem(folder: Path, key: str) -> str | None:
+    """What is wrong with a published stage, or None."""
     try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DamagedRecord(f"{folder}: cannot be read ({_reason(error)})") from error
+        stage = _parsed((folder / STAGE_FILE).read_bytes(), STAGE_FILE, Stage)
+        if stage.key != key:
+            return f"{STAGE_FILE} holds another stage's record"
+        if stage.files is None:  # published before there were digests
+            if (folder / POINT_FILE).exists():
+                _parsed((folder / POINT_FILE).read_bytes(), POINT_FILE, Point)
+            return None
+        for name, digest in stage.files.items():
+            if _digest(folder / name) != digest:
+                return f"{name} is not what was published"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except DamagedRecord as error:
+        return str(error)
+    return None
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _sync_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

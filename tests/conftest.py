@@ -3,18 +3,22 @@
 Set here, before any test imports torch or Ray; the processes that tests start inherit it. And a made-up study.
 """
 
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.files import Place, Uri, objects
 from orchestrator.record import Cost, FrozenGroup, Point, Stage, StageKind, stage_key, whereabouts
 from orchestrator.store import StageStore, write_record
 
+BUCKET = "studies"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -112,3 +116,41 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(finished_study: Path, tmp_path: Path) -> StageStore:
     """The store of a copy of the small made-up study, results/small, for one test alone."""
     return StageStore(shutil.copytree(finished_study, tmp_path / "results" / "small"))
+
+
+@pytest.fixture(scope="session")
+def object_storage() -> Iterator[Uri]:
+    """A bucket on a server on loopback that speaks S3. The environment leads there, for child processes too."""
+    import s3fs  # type: ignore[import-untyped]
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    s3fs.S3FileSystem(endpoint_url=environment["AWS_ENDPOINT_URL"]).call_s3("create_bucket", Bucket=BUCKET)
+    yield Uri("s3", BUCKET)
+    shutil.rmtree(objects.cache_of(Uri("s3", BUCKET)).parent, ignore_errors=True)
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "objects"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where studies may lie: a folder, and a prefix on object storage."""
+    if request.param == "folder":
+        return tmp_path
+    bucket: Uri = request.getfixturevalue("object_storage")
+    return bucket / uuid.uuid4().hex

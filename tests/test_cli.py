@@ -219,8 +219,8 @@ def test_search_is_launched_with_what_was_typed(monkeypatch: pytest.MonkeyPatch)
     assert CliRunner().invoke(cli.app, ["search", "s.toml"]).exit_code == 0
     names = ("trials", "storage", "address", "cpus_per_trial", "gpus_per_trial")
     assert [space for space, _ in launched] == [Path("s.toml")] * 2
-    assert [launched[0][1][name] for name in names] == [3, Path("d"), "auto", 0.5, 0.25]
-    assert [launched[1][1][name] for name in names] == [None, Path("results"), None, None, None]
+    assert [launched[0][1][name] for name in names] == [3, "d", "auto", 0.5, 0.25]
+    assert [launched[1][1][name] for name in names] == [None, "results", None, None, None]
     assert isinstance(launched[0][1]["console"], Console)
 
 

@@ -24,8 +24,18 @@ import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
+from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
-from orchestrator.store import MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore
+from orchestrator.store import (
+    MODEL_FILE,
+    PLAN_FILE,
+    POINT_FILE,
+    STAGE_FILE,
+    WEIGHTS_FILE,
+    DamagedRecord,
+    DamagedStage,
+    StageStore,
+)
 
 INDEX_FILE = "index.parquet"
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -85,7 +95,7 @@ class EmptyStudy(InvalidInput):
 class Status:
     """How far a study is. `best_at` has the best accuracy for budgets of flops_kept."""
 
-    path: Path
+    path: Place
     driver: Owner | None  # the process that runs the search, if one is known to
     stages: dict[StageKind, int]
     points: int
@@ -95,6 +105,7 @@ class Status:
     stopped: Mapping[int, str]  # why trials ended before their last iteration, by their number
     reused: int  # stages that a trial found finished
     train_flops_saved: float  # what these would have cost
+    damaged: tuple[str, ...]  # what is wrong with stages that cannot be read, and with those that were moved aside
     hypervolume: float
     best_at: dict[float, float | None]
     train_flops: float
@@ -104,12 +115,16 @@ class Status:
 class Study:
     """Everything one search-space file has produced. Reads only; may be asked while the search runs.
 
-    `name_or_path` is a folder under `results`, or any folder. Raises InvalidInput where there is no study.
+    `name_or_path` is a folder under `results`, any folder, or a URI. Raises InvalidInput where there is no study.
+    Stages that cannot be read are left out of all answers; `damaged` tells what is wrong with them, by key.
     """
 
-    def __init__(self, name_or_path: str | os.PathLike[str], results: str | os.PathLike[str] = "results") -> None:
-        self.path = _find(Path(name_or_path), Path(results))
+    def __init__(
+        self, name_or_path: str | os.PathLike[str] | Uri, results: str | os.PathLike[str] | Uri = "results"
+    ) -> None:
+        self.path = _find(name_or_path, located(results))
         self.store = StageStore(self.path)
+        self.damaged: dict[str, str] = {}
         self.store.read_json("study.json")  # says so if it is damaged
 
     def __repr__(self) -> str:
@@ -149,7 +164,7 @@ class Study:
 
     def failures(self) -> pd.DataFrame:
         """The trials that ended early and whose stage no later trial has finished, the oldest first."""
-        found = [failure for failure in self.store.failures() if self.store.folder(failure.key) is None]
+        found = [failure for failure in self.store.failures() if not self.store.has(failure.key)]
         return pd.DataFrame([_failure_row(failure) for failure in found], columns=FAILURE_COLUMNS)
 
     def frozen(self) -> pd.DataFrame:
@@ -176,6 +191,7 @@ class Study:
             stopped={trial.index: trial.stopped for trial in trials if trial.stopped is not None},
             reused=uses.total() - len(uses),
             train_flops_saved=math.fsum(costs[key] * (count - 1) for key, count in uses.items()),
+            damaged=(*self.damaged.values(), *map(str, self.store.damaged())),
             hypervolume=hypervolume(points["accuracy"], points["flops_kept"]),
             best_at=best_at(points["accuracy"], points["flops_kept"]),
             train_flops=math.fsum(row["train_flops"] for row in rows),
@@ -188,9 +204,9 @@ class Study:
         `key` may be cut short while it is unmistakable.
         Raises InvalidInput if the weights were not kept, or if the folder holds anything else.
         """
-        folder = self.store.folder(self._full_key(key))
-        assert folder is not None, key
-        point = self.store.point(folder.name)
+        full_key = self._full_key(key)
+        folder, point = self.store.folder(full_key), self.store.point(full_key)
+        assert folder is not None, full_key
         if not (folder / WEIGHTS_FILE).is_file():
             raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
         sources = [folder / name for name in (WEIGHTS_FILE, MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE)]
@@ -216,9 +232,17 @@ class Study:
     def _rows(self) -> list[Row]:
         """One row for each published stage, the oldest first. Only stages that are not in the index are opened."""
         keys = self.store.keys()
-        known = _read_index(self.path / INDEX_FILE)
-        rows = [known[key] if key in known else self._row(key) for key in keys]
-        if known.keys() != set(keys):
+        replaced = self.store.replaced()
+        known = {key: row for key, row in _read_index(self.store).items() if key not in replaced}
+        self.store.read_ahead([key for key in keys if key not in known])
+        rows, self.damaged = [], {}
+        for key in keys:
+            try:
+                rows.append(known[key] if key in known else self._row(key))
+            except DamagedStage as error:
+                self.damaged[key] = str(error)
+        self.store.read_ahead(())
+        if known.keys() != {row["key"] for row in rows}:
             with suppress(InvalidInput, OSError):  # a study that may only be read is read without an index
                 self.store.write_bytes(INDEX_FILE, _parquet(rows))
         return sorted(rows, key=lambda row: (row["created"], row["key"]))
@@ -262,19 +286,30 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _find(name: Path, results: Path) -> Path:
-    for path in (results / name, name):
-        if (path / "study.json").is_file() or (path / "stages").is_dir():
-            return path
-    parent = results if name.parent == Path() else name.parent
+def _find(given: str | os.PathLike[str] | Uri, results: Place) -> Place:
+    name = located(given)
+    places = [name] if isinstance(name, Uri) else list(dict.fromkeys((results / name, name)))
+    found = next((place for place in places if _holds_study(place)), None)
+    if found is not None:
+        return found
+    parent = open_files(results if name.parent == Path() else name.parent)
     try:
-        there = sorted(path.name for path in parent.iterdir() if (path / "study.json").is_file())
+        there = [one for one in parent.names("") if parent.exists(f"{one}/study.json")]
     except OSError:
         there = []
     close = difflib.get_close_matches(name.name, there) or there[:8]
     hint = f"there is {', '.join(close)}" if close else f"`orchestrator search` makes one under {results}"
-    places = str(name) if name.is_absolute() else f"{results / name} or {name}"
-    raise InvalidInput(f"{name}: no study in {places}; {hint}")
+    raise InvalidInput(f"{name}: no study in {' or '.join(map(str, places))}; {hint}")
+
+
+def _holds_study(place: Place) -> bool:
+    files = open_files(place)
+    try:
+        return files.exists("study.json") or "stages" in files.names("")
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        raise InvalidInput(f"{place}: cannot be read ({reason_of(error)})") from error
 
 
 def _flops_limit(limit: float | str | None) -> float | None:
@@ -326,13 +361,14 @@ def _failure_row(failure: Failure) -> Row:
     return {name: row[name] for name in FAILURE_COLUMNS}
 
 
-def _read_index(path: Path) -> dict[str, Row]:
+def _read_index(store: StageStore) -> dict[str, Row]:
     """The index's rows by key; none if it is missing, damaged or of another version."""
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException):
+        content = store.read_bytes(INDEX_FILE)
+        table = None if content is None else pq.read_table(pa.BufferReader(content))
+    except (DamagedRecord, pa.ArrowException, OSError):
         return {}
-    if not table.schema.equals(SCHEMA):
+    if table is None or not table.schema.equals(SCHEMA):
         return {}
     return {row["key"]: row for row in table.to_pylist()}
 

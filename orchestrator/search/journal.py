@@ -10,20 +10,27 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 
+from orchestrator.files import Place, Uri, open_files, reason_of
 from orchestrator.record import InvalidInput
+from orchestrator.search.journal_objects import ObjectJournal
 
 # Optuna holds its lock for single writes, a few milliseconds; a lock seen unchanged for this long is a dead process's.
 STALE_SECONDS = 2.0
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """The storage in the journal file at `path`, which is made if it is missing.
+def open_journal(path: Place) -> JournalStorage:
+    """The storage in the journal at `path`, which is made if it is missing: a file, or segments under a URI.
 
     Only for the one process that holds the study's driver claim: it takes away a dead process's lock and cuts off a
     line that was being written when its process died. Raises InvalidInput, naming the line, for any other damage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("optuna").setLevel(logging.WARNING)
+    if isinstance(path, Uri):
+        try:
+            return JournalStorage(ObjectJournal(open_files(path)))
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot be read ({reason_of(error)})") from error
     path = path.absolute()  # Optuna's lock is a link to this name: a relative one would lead nowhere
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

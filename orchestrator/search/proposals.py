@@ -16,7 +16,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -25,6 +24,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.collector.query import format_flops
+from orchestrator.files import Place
 from orchestrator.record import Point, TrialSpec, canonical_json
 from orchestrator.search.dimensions import Choice, Dimension, Grid, Range
 from orchestrator.search.guides import ITERATIONS, Fixed, guide_named
@@ -84,7 +84,7 @@ class Result:
 class Proposals:
     """A study's proposals, in its journal. One process at a time may have them open."""
 
-    def __init__(self, space: SearchSpace, journal: Path, *, budget: Budget | None = None) -> None:
+    def __init__(self, space: SearchSpace, journal: Place, *, budget: Budget | None = None) -> None:
         self.exhausted = False
         self._space = space
         self._budget = budget or space.budget

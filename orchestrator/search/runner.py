@@ -18,6 +18,7 @@ from rich.console import Console
 
 from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
+from orchestrator.files import Place, Uri, located
 from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec, canonical_json, now
 from orchestrator.search.dimensions import Choice
 from orchestrator.search.interrupts import interruptible
@@ -47,7 +48,7 @@ CheckTrial = Callable[[TrialSpec], Sequence[str]]
 class Summary:
     """How a launch ended. Trials are those of the whole study; stages those of this launch."""
 
-    study: Path
+    study: Place
     trials: int
     target: int
     failures: Mapping[int, str]
@@ -73,7 +74,7 @@ def launch(
     trials: int | None = None,
     train_flops: str | int | None = None,
     hours: float | None = None,
-    storage: str | Path = "results",
+    storage: str | Path | Uri = "results",
     address: str | None = None,
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
@@ -81,7 +82,8 @@ def launch(
     run_trial: RunTrial | None = None,
     check_trial: CheckTrial | None = None,
 ) -> Summary:
-    """Run the search of a space file until its budget is used up. The study lies in `storage`/<its name>.
+    """Run the search of a space file until its budget is used up. The study lies in `storage`/<its name>;
+    `storage` is a folder or a URI such as s3://bucket/studies.
 
     The same call starts, resumes and extends a study; one process at a time may drive it. `address` is that of a Ray
     cluster; without one Ray is started on this machine, on the loopback interface alone. `run_trial` and `check_trial`
@@ -108,13 +110,14 @@ def launch(
         notes = dict.fromkeys(note for spec in _representatives(space) for note in check_trial(spec))
         for note in notes:
             say(console, f"note: {note}")
-        store = StageStore(Path(storage) / space.name)
+        store = StageStore(located(storage) / space.name)
         this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
         return _drive(this, install_handlers)
 
 
 def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
     with this.store.exclusive("driver"):
+        damaged = this.store.replaced()
         _bind(this.store, this.space)
         proposals = Proposals(this.space, this.store.root / JOURNAL_FILE)
         counts = Counts(
@@ -128,6 +131,9 @@ def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
         _announce(this, proposals)
         if not proposals.over:
             _run(this, proposals, counts, install_handlers)
+        for damage in this.store.damaged():
+            if damage.key not in damaged:
+                say(this.console, f"a damaged stage was computed again: {damage}")
         return _conclude(this, proposals, counts)
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import ray
 from ray import tune
 from ray.tune.stopper import FunctionStopper
 
+from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
@@ -38,7 +40,7 @@ RunTrial = Callable[..., Outcome]
 class Job:
     """What the workers need to know."""
 
-    root: Path
+    root: Place
     function: str  # "module:name" of the trial function
     resources: Resources
     stopping: Stopping
@@ -46,7 +48,7 @@ class Job:
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Path, space: SearchSpace) -> "Job":
+    def of(cls, run_trial: RunTrial, root: Place, space: SearchSpace) -> "Job":
         function = f"{run_trial.__module__}:{run_trial.__qualname__}"
         return cls(root=root, function=function, resources=space.resources, stopping=space.stopping)
 
@@ -101,7 +103,7 @@ def _hushed() -> Iterator[None]:
 def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
     """Run proposals until there are no more."""
     proposer = Proposer(proposals, store)
-    folder = store.root / "tune"  # where every machine of a cluster can see it
+    folder = _tune_folder(store.root)
     shutil.rmtree(folder, ignore_errors=True)
     trainable = tune.with_parameters(work, job=job)
     tuner = tune.Tuner(
@@ -126,6 +128,14 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
     finally:
         proposals.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tune_folder(root: Place) -> Path:
+    """Tune's disposable folder: beside the stages, or in a temporary folder of the driver's machine.
+
+    Workers on other machines need not see it: trials report figures, never checkpoints.
+    """
+    return Path(tempfile.mkdtemp(prefix="orchestrator-tune-")) if isinstance(root, Uri) else root / "tune"
 
 
 def work(config: dict[str, Any], job: Job) -> None:

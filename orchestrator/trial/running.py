@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.files import StorageFault
 from orchestrator.network import BudgetUnreachable, CostTable
 from orchestrator.network.artifact import Architecture, describe, write_description
 from orchestrator.network.weights import save_weights
@@ -239,6 +240,8 @@ def _failure(spec: TrialSpec, key: str | None, error: Exception) -> Failure:
 
 
 def _reason(error: Exception) -> FailureReason:
+    if isinstance(error, StorageFault):
+        return "storage"
     if isinstance(error, Diverged):
         return "diverged"
     if isinstance(error, BudgetUnreachable):

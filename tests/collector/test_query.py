@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import orchestrator
 from orchestrator import Study
 from orchestrator.collector import EmptyStudy, as_csv, as_json, frontier, hypervolume, parse_flops, query
 from orchestrator.collector.query import FAILURE_COLUMNS, SCHEMA, format_flops
+from orchestrator.files import Uri, open_files
 from orchestrator.record import Failure, InvalidInput, Point, Schedule, Stage, TrialSpec, whereabouts
-from orchestrator.store import DamagedRecord, DamagedStage, StageStore
+from orchestrator.store import SOUND, DamagedRecord, DamagedStage, StageStore
 
 AddTrial = Callable[..., None]
 
@@ -330,16 +332,91 @@ def test_a_study_without_points(tmp_path: Path) -> None:
         young.front()
 
 
+@pytest.mark.parametrize("name", ["stage.json", "point.json"])
+def test_a_study_with_a_damaged_stage_answers_without_it(study: StageStore, name: str) -> None:
+    best = Study(study.root).best(max_flops="20M")
+    (study.root / query.INDEX_FILE).unlink()
+    (study.root / "stages" / best.key / name).write_text("{")
+    asked = Study(study.root)
+    assert best.key not in asked.points()["key"].tolist()
+    assert best.key not in asked.front()["key"].tolist()
+    complaint = (
+        rf"stages/{best.key}/{name}: damaged \(no JSON.*; the next search that needs it moves it aside and computes"
+    )
+    assert re.search(complaint, asked.damaged[best.key])
+    status = asked.status()
+    assert status.points == 12
+    assert status.damaged == (asked.damaged[best.key],)
+    assert asked.points()["key"].tolist() == Study(study.root).points()["key"].tolist()
+    with pytest.raises(DamagedStage, match=f"{name}"):
+        study.folder(best.key)
+
+
+def test_a_stage_that_was_computed_again_is_read_again(study: StageStore, add_trial: AddTrial) -> None:
+    before = Study(study.root).points()
+    dense = before.iloc[0]["key"]
+    (study.root / "stages" / dense / "weights.safetensors").write_bytes(b"torn")
+    SOUND.clear()
+    add_trial(study, 1e-4, 0.3)
+    asked = Study(study.root)
+    after = asked.points()
+    assert sorted(after["key"]) == sorted(before["key"])
+    assert after.set_index("key").loc[dense, "created"] > before["created"].max()
+    (moved,) = asked.status().damaged
+    assert re.search(r"weights\.safetensors is not what was published; now in .*/damaged/", moved)
+    assert asked.damaged == {}
+
+
 def test_a_damaged_study(study: StageStore) -> None:
-    key = next(study.points()).key
-    (study.root / "stages" / key / "point.json").write_text("{")
-    with pytest.raises(
-        DamagedStage, match=rf"stages/{key}/point\.json: damaged \(no JSON.*; remove .*{key} to have it"
-    ):
-        Study(study.root).points()
     (study.root / "study.json").write_text("not JSON")
     with pytest.raises(DamagedRecord, match=r"small/study\.json: damaged \(no JSON"):
         Study(study.root)
+
+
+# --- on object storage ---
+
+
+@pytest.fixture
+def remote(study: StageStore, object_storage: Uri, tmp_path: Path) -> Uri:
+    """The small made-up study, on object storage."""
+    there = object_storage / tmp_path.name / "small"
+    files = open_files(there)
+    for path in sorted(study.root.rglob("*"), key=lambda path: path.name == "stage.json"):
+        if path.is_file():
+            files.write(path.relative_to(study.root).as_posix(), path.read_bytes())
+    return there
+
+
+def test_a_study_on_object_storage_answers_the_same(study: StageStore, remote: Uri, tmp_path: Path) -> None:
+    asked, here = Study(remote), Study(study.root)
+    assert str(asked.path) == str(remote)
+    assert asked.name == "small"
+    assert repr(asked) == f"Study('{remote}')"
+    for _ in range(2):  # without an index, and with one
+        pd.testing.assert_frame_equal(asked.points(), here.points())
+        pd.testing.assert_frame_equal(asked.front(), here.front())
+    assert open_files(remote).exists(query.INDEX_FILE)
+    best = asked.best(max_flops="5M")
+    assert best == here.best(max_flops="5M")
+    assert asked.status().stages == here.status().stages
+    assert asked.failures().empty
+    files = asked.export(best.key, tmp_path / "out")
+    assert [file.name for file in files] == ["weights.safetensors", "plan.json", "point.json", "stage.json"]
+    assert Study("small", results=str(remote.parent)).path == remote
+    assert list(asked.store.points()) == list(study.points())
+
+
+def test_a_study_that_is_missing_on_object_storage(remote: Uri) -> None:
+    with pytest.raises(
+        InvalidInput, match=rf"^{remote.parent}/smal: no study in {remote.parent}/smal; there is small$"
+    ):
+        Study(remote.parent / "smal")
+    with pytest.raises(
+        InvalidInput, match=rf"^another: no study in {remote.parent}/another or another; there is small$"
+    ):
+        Study("another", results=remote.parent)
+    with pytest.raises(InvalidInput, match=r"^s3://nobodys-bucket/small: cannot be read \(.*bucket does not exist\)$"):
+        Study("s3://nobodys-bucket/small")
 
 
 # --- the package ---

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -91,8 +92,7 @@ def run(
         stages.append(key)
         (computed if new else reused).append(key)
         if new:
-            with (store.root / "computed.txt").open("a") as log:
-                log.write(f"{key}\n")
+            _note(store, key)
         if kind != "sparse":
             points.append(store.point(key))
             report(points[-1])
@@ -127,13 +127,19 @@ def _computation(spec: TrialSpec, iteration: int, stage: Stage) -> Callable[[Pat
     return compute
 
 
+def _note(store: StageStore, key: str) -> None:
+    if isinstance(store.root, Path):
+        with (store.root / "computed.txt").open("a") as log:
+            log.write(f"{key}\n")
+    else:  # where nothing can be appended to
+        store.write_json(f"computed/{key}.{uuid.uuid4().hex}.json", {})
+
+
 def _misbehave(spec: TrialSpec, store: StageStore) -> None:
     if _asked(spec, "raises"):
         raise RuntimeError("a worker that cannot go on")
-    marker = store.root / "killed_once"
-    if _asked(spec, "kills") or (_asked(spec, "kills_once") and not marker.exists()):
-        store.prepare()
-        marker.touch()
+    if _asked(spec, "kills") or (_asked(spec, "kills_once") and store.read_json("killed_once.json") is None):
+        store.write_json("killed_once.json", True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
