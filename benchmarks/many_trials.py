@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
@@ -110,6 +110,16 @@ class Meter:
         return Meter(self.cpu.copy(), self.wall.copy(), self.times.copy())
 
 
+def proposals_of(space: SearchSpace, journal: Path) -> Proposals:
+    """The proposals of a space, up to its own budget."""
+    return Proposals(space, journal, trials=space.budget.trials)
+
+
+def complete(proposals: Proposals, index: int, points: Sequence[Point], failure: str | None) -> None:
+    """Tell how a trial ended."""
+    proposals.complete(index, points, failure)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """A stage of a simulated trial."""
@@ -192,7 +202,7 @@ class Simulation:
     def __init__(self, space: SearchSpace, root: Path, slots: int) -> None:
         self.meter, self.store, self.now = Meter(), StageStore(root), 0.0
         self.store.write_json("study.json", {"name": space.name, "definition": space.definition(), "created": now()})
-        self.proposals = Proposals(space, root / "journal.log", trials=space.budget.trials)
+        self.proposals = proposals_of(space, root / "journal.log")
         counts = Counts(target=self.proposals.target)
         silent = Console(file=io.StringIO(), force_terminal=False)
         self.progress = Progress(silent, space.name, counts, clock=lambda: self.now)
@@ -298,7 +308,7 @@ class Simulation:
         with self.meter("report"):
             points = [self.store.point(key) for key in keys]
         with self.meter("ask and tell"):
-            self.proposals.complete(index, points, failure)
+            complete(self.proposals, index, points, failure)
         reused = 1 + 2 * len(keys) - len(computed)
         with self.meter("display"):
             target = self.proposals.target
@@ -471,7 +481,7 @@ def ask_questions(space: SearchSpace, simulation: Simulation, given: argparse.Na
         wall, cpu = seconds_of(question, times)
         print_row(name, f"{size}", f"{wall:.2f}", f"{cpu:.2f}")
 
-    row("the search opened again", points, lambda: Proposals(space, root / "journal.log", trials=given.trials), 1)
+    row("the search opened again", points, lambda: proposals_of(space, root / "journal.log"), 1)
     row("front, no index yet", points, lambda: Study(root).front(), 1)
     row("front", points, lambda: Study(root).front())
     row("status", points, lambda: Study(root).status())

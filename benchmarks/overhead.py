@@ -27,14 +27,13 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from many_trials import point_of, steps_of
+from many_trials import complete, point_of, proposals_of, steps_of
 from rich.console import Console
 
 from orchestrator import trial
 from orchestrator.network.architectures import build
 from orchestrator.record import Cost, Outcome, Point, Schedule, Stage, TrialSpec, whereabouts
 from orchestrator.search import SearchSpace, launch
-from orchestrator.search.proposals import Proposals
 from orchestrator.store import StageStore, write_record
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import fit
@@ -108,11 +107,11 @@ def epoch_seconds() -> float:
 
 def specs_of(space: SearchSpace, folder: Path) -> list[TrialSpec]:
     """The trials that a search of this space runs, in its order: all are drawn at random, whatever comes out."""
-    proposals = Proposals(space, folder / "journal.log", trials=space.budget.trials)
+    proposals = proposals_of(space, folder / "journal.log")
     specs = []
     while (proposal := proposals.next()) is not None:
         specs.append(proposal.spec)
-        proposals.complete(proposal.index, [], "not run")
+        complete(proposals, proposal.index, (), "not run")
     return specs
 
 
