@@ -23,9 +23,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ from orchestrator.record import (
     whereabouts,
 )
 from orchestrator.search.progress import Counts, Progress
-from orchestrator.search.proposals import Proposal, Proposals
+from orchestrator.search.proposals import Proposal, Proposals, Result
 from orchestrator.search.space import SearchSpace
+from orchestrator.search.stopping import reason_to_stop
 from orchestrator.store import StageStore, write_record
 
 # ResNet-56 on CIFAR-10 with the schedules of search_spaces/cifar10_resnet56.toml.
@@ -112,12 +113,7 @@ class Meter:
 
 def proposals_of(space: SearchSpace, journal: Path) -> Proposals:
     """The proposals of a space, up to its own budget."""
-    return Proposals(space, journal, trials=space.budget.trials)
-
-
-def complete(proposals: Proposals, index: int, points: Sequence[Point], failure: str | None) -> None:
-    """Tell how a trial ended."""
-    proposals.complete(index, points, failure)
+    return Proposals(space, journal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +198,7 @@ class Simulation:
     def __init__(self, space: SearchSpace, root: Path, slots: int) -> None:
         self.meter, self.store, self.now = Meter(), StageStore(root), 0.0
         self.store.write_json("study.json", {"name": space.name, "definition": space.definition(), "created": now()})
+        self.stopping = space.stopping
         self.proposals = proposals_of(space, root / "journal.log")
         counts = Counts(target=self.proposals.target)
         silent = Console(file=io.StringIO(), force_terminal=False)
@@ -246,7 +243,8 @@ class Simulation:
         """Yields the seconds that it computes, or the key of the stage that it waits for."""
         points: list[str] = []
         computed: list[str] = []
-        path_cost, failure = Cost(), None
+        costs: dict[str, int] = {}
+        path_cost, failure, stopped = Cost(), None, None
         for step in steps_of(proposal.spec):
             if self._diverges(proposal, step):
                 failure = self._failure(proposal.spec, step)
@@ -262,10 +260,20 @@ class Simulation:
                 self._publish(proposal.spec, step, path_cost + step.cost)
                 computed.append(step.key)
             path_cost = path_cost + step.cost
+            costs[step.key] = step.cost.train_flops
             if step.kind != "sparse":
                 points.append(step.key)
                 self._report(proposal.index, step.key)
-        self._end(proposal.index, points, computed, failure)
+                stopped = self._stopped(proposal, points)
+                if stopped is not None:
+                    break
+        self._end(proposal.index, points, computed, Result(failure=failure, stopped=stopped, stages=costs))
+
+    def _stopped(self, proposal: Proposal, keys: list[str]) -> str | None:
+        found = [self.store.point(key) for key in keys]
+        if found[-1].iteration == proposal.spec.iterations:
+            return None
+        return reason_to_stop(proposal.spec, found, proposal.frontier, self.stopping)
 
     def _diverges(self, proposal: Proposal, step: Step) -> bool:
         return step.kind == "cut" and step.iteration == 2 and seed_of(step.key) % DIVERGES == 0
@@ -301,18 +309,29 @@ class Simulation:
     def _report(self, index: int, key: str) -> None:
         """What the driver does when a worker reports a point."""
         with self.meter("report"):
-            self.progress.found(index, self.store.point(key))
+            point = self.store.point(key)
+            if point.iteration:
+                self.proposals.passed(index)
+            self.progress.found(index, point)
 
-    def _end(self, index: int, keys: list[str], computed: list[str], failure: str | None) -> None:
+    def _end(self, index: int, keys: list[str], computed: list[str], result: Result) -> None:
         """What the driver does when a worker reports that its trial has ended."""
         with self.meter("report"):
-            points = [self.store.point(key) for key in keys]
+            points = tuple(self.store.point(key) for key in keys)
         with self.meter("ask and tell"):
-            complete(self.proposals, index, points, failure)
+            self.proposals.complete(index, replace(result, points=points))
         reused = 1 + 2 * len(keys) - len(computed)
         with self.meter("display"):
             target = self.proposals.target
-            self.progress.ended(index, failure=failure, computed=computed, reused=reused, target=target)
+            self.progress.ended(
+                index,
+                failure=result.failure,
+                stopped=result.stopped,
+                computed=computed,
+                reused=reused,
+                target=target,
+                left=self.proposals.left,
+            )
         self.ended += 1
         self.slots.taken -= 1
 

@@ -27,13 +27,14 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from many_trials import complete, point_of, proposals_of, steps_of
+from many_trials import point_of, proposals_of, steps_of
 from rich.console import Console
 
 from orchestrator import trial
 from orchestrator.network.architectures import build
 from orchestrator.record import Cost, Outcome, Point, Schedule, Stage, TrialSpec, whereabouts
 from orchestrator.search import SearchSpace, launch
+from orchestrator.search.proposals import Result
 from orchestrator.store import StageStore, write_record
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import fit
@@ -62,6 +63,8 @@ regularization_weight = {{ low = 0.01, high = 0.1, log = true }}
 pruning_ratio = {{ low = 0.2, high = 0.4, step = 0.05 }}
 [budget]
 trials = {trials}
+[stopping]
+rule = "none"
 [proposals]
 parallel = {workers}
 startup = {trials}
@@ -111,7 +114,7 @@ def specs_of(space: SearchSpace, folder: Path) -> list[TrialSpec]:
     specs = []
     while (proposal := proposals.next()) is not None:
         specs.append(proposal.spec)
-        complete(proposals, proposal.index, (), "not run")
+        proposals.complete(proposal.index, Result(failure="not run"))
     return specs
 
 
