@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,13 @@ def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
 
 def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: Callable[[], None]) -> None:
     _set_environment(this.address)
+    # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
+    # whenever another falls idle: trials of seconds then run one at a time on any cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(this.space.proposals.parallel)
     from orchestrator.search import session
 
     job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources)
-    with session.connected(this.address, this.space.resources):
+    with session.connected(this.address, this.space.resources, partial(say, this.console)):
         install_handlers()
         with Progress(this.console, this.space.name, counts) as progress:
             session.run(proposals, this.store, job, progress)

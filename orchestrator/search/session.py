@@ -16,8 +16,10 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import AuthenticationError
 
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.search.placement import check_cluster, check_here
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.proposer import ENDED, INDEX, SPEC, Proposer, last_row
@@ -25,6 +27,7 @@ from orchestrator.search.space import Resources
 from orchestrator.store import StageStore
 
 RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
+TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
 RunTrial = Callable[..., Outcome]
@@ -54,8 +57,14 @@ class Job:
 
 
 @contextmanager
-def connected(address: str | None, resources: Resources) -> Iterator[None]:
-    """Ray, started on this machine or joined at `address`, and left again; one that already runs is used as it is."""
+def connected(
+    address: str | None, resources: Resources, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Ray, started on this machine or joined at `address`, and left again; one that already runs is used as it is.
+
+    `say` gets what the user should know of the cluster. Raises InvalidInput where there is no Ray, where it does not
+    let this process in, and where a trial fits no machine.
+    """
     if ray.is_initialized():
         yield
         return
@@ -66,13 +75,16 @@ def connected(address: str | None, resources: Resources) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = "on this machine" if address is None else f"at --address {address}"
-        raise InvalidInput(f"no Ray {where}: {str(error).strip().splitlines()[0]}") from error
+    except (AuthenticationError, ConnectionError, ValueError, RuntimeError) as error:
+        where, hint = ("on this machine", "") if address is None else (f"at --address {address}", TOKEN_HINT)
+        reason = str(next(iter(error.args), error)).strip().splitlines()[0]
+        raise InvalidInput(f"no Ray {where}: {reason}{hint}") from error
     with _hushed():
         try:
             if address is None:
-                _check_capacity(resources)
+                check_here(resources)
+            else:
+                check_cluster(resources, say)
             yield
         finally:
             ray.shutdown()
@@ -190,14 +202,3 @@ def _cause(traceback: str) -> tuple[FailureReason, str]:
         return "error", f"its worker process was killed or crashed, {RETRIES + 1} times"
     *_, line = traceback.strip().splitlines() or ["its worker was lost"]
     return "error", line
-
-
-def _check_capacity(resources: Resources) -> None:
-    """A trial that fits nowhere would wait for ever."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    wanted = {"CPU": ("cpus", resources.cpus_per_trial), "GPU": ("gpus", resources.gpus_per_trial)}
-    for unit, (name, share) in wanted.items():
-        there = have.get(unit, 0.0)
-        if share > there:
-            hint = f"give --{name}-per-trial {there:g} or less"
-            raise InvalidInput(f"resources.{name}_per_trial is {share:g}; this machine has {there:g} {unit}s: {hint}")
