@@ -1,6 +1,7 @@
-"""Whether a trial fits anywhere: on this machine, on a machine of a cluster, or on one that will join it.
+"""Whether trials can run where Ray would put them: on this machine, on one of a cluster, or on one that will join it.
 
-Ray keeps waiting for a machine that is large enough, without a word; a search that can never start is refused instead.
+Ray keeps waiting for a machine that is large enough, without a word; and a machine that lacks the user's code or the
+storage would fail one trial after the other. A search that cannot work is refused instead, before anything is tried.
 """
 
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental.internal_kv import _internal_kv_get  # no public call tells what the autoscaler reports
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.record import InvalidInput
 from orchestrator.search.space import Resources
@@ -21,6 +24,7 @@ KUBERAY_VARIABLE = "RAY_enable_autoscaler_v2"  # "true" or "false", set by KubeR
 REPORT_KEY = b"__autoscaling_status"
 STATIC = "node_"  # begins the type of a node that the autoscaler only watches
 JOIN_SECONDS = 60.0  # for the machines of a cluster that is just starting
+ANSWER_SECONDS = 120.0  # for a machine to start a worker, import PyTorch and look
 
 Node = Mapping[str, float]
 
@@ -54,6 +58,38 @@ def check_cluster(resources: Resources, say: Callable[[str], None]) -> None:
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 
+def check_machines(complaint: Callable[..., str | None], *arguments: Any) -> None:
+    """Has each machine of the cluster call `complaint(*arguments)`, which says what keeps it from running trials.
+
+    Raises InvalidInput with the first complaint. A machine that is lost in the meantime, or does not answer, is left
+    out: Ray finds out about it. One that joins later is not asked.
+    """
+    nodes = _living()
+    if len(nodes) < 2:
+        return  # the driver's own machine
+    task = ray.remote(num_cpus=0, max_retries=0)(complaint)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            *arguments
+        ): node
+        for node in nodes
+    }
+    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for answer in answers:
+        if text := _answer(answer):
+            raise InvalidInput(f"machine {asked[answer]['NodeManagerAddress']} cannot run trials: {text}")
+
+
+def _answer(answer: Any) -> str | None:
+    try:
+        found: str | None = ray.get(answer, timeout=ANSWER_SECONDS)
+        return found
+    except (ImportError, AttributeError) as error:  # this very package is not there, or is another version
+        return str(error).strip().splitlines()[-1]
+    except (RayError, GetTimeoutError):
+        return None
+
+
 def autoscales() -> bool:
     """Whether the cluster that this process is connected to starts machines of its own accord."""
     if Path(LAUNCHER_FILE).expanduser().exists() or KUBERAY_VARIABLE in os.environ:
@@ -62,10 +98,14 @@ def autoscales() -> bool:
     return any(not kind.startswith(STATIC) for kind in report.get("active_nodes", {}))
 
 
+def _living() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in found if node["Alive"]]
+
+
 def _nodes() -> list[Node]:
     """What each living machine has in all, the free and the taken."""
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in found if node["Alive"]]
+    return [node["Resources"] for node in _living()]
 
 
 def _wanted(resources: Resources) -> dict[str, tuple[str, float]]:

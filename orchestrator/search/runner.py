@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints whatever its verbosity
 }
+BUILT_IN = ("torchvision:", "timm:", "imagefolder:")  # names with a colon that are no function of the user's
 ABSENT = object()
 CHECKS = 64  # combinations of choices that are checked before Ray starts
 
@@ -131,7 +132,8 @@ def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: 
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(this.space.proposals.parallel)
     from orchestrator.search import session
 
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources)
+    own = tuple(sorted(_references(this.space)))
+    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources, own)
     with session.connected(this.address, this.space.resources, partial(say, this.console)):
         install_handlers()
         with Progress(this.console, this.space.name, counts) as progress:
@@ -172,6 +174,12 @@ def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
     ]
     for values in islice(product(*options), CHECKS):
         yield space.spec(dict(zip(space.dimensions, values, strict=True)))
+
+
+def _references(space: SearchSpace) -> set[str]:
+    """The user's own functions that trials of the space call."""
+    names = {name for spec in _representatives(space) for name in (spec.model, spec.dataset)}
+    return {name for name in names if ":" in name and not name.startswith(BUILT_IN)}
 
 
 def _bind(store: StageStore, space: SearchSpace) -> None:

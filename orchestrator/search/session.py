@@ -19,15 +19,16 @@ from ray import tune
 from ray.exceptions import AuthenticationError
 
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
-from orchestrator.search.placement import check_cluster, check_here
+from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.proposer import ENDED, INDEX, SPEC, Proposer, last_row
 from orchestrator.search.space import Resources
 from orchestrator.store import StageStore
 
+STUDY_FILE = "study.json"
 RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
-TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN[_PATH]"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
 RunTrial = Callable[..., Outcome]
@@ -40,12 +41,14 @@ class Job:
     root: Path
     function: str  # "module:name" of the trial function
     resources: Resources
+    references: tuple[str, ...] = ()  # "module:function" of the user's own networks and data sets
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Path, resources: Resources) -> "Job":
-        return cls(root=root, function=f"{run_trial.__module__}:{run_trial.__qualname__}", resources=resources)
+    def of(cls, run_trial: RunTrial, root: Path, resources: Resources, references: tuple[str, ...] = ()) -> "Job":
+        function = f"{run_trial.__module__}:{run_trial.__qualname__}"
+        return cls(root=root, function=function, resources=resources, references=references)
 
     @property
     def device(self) -> str:
@@ -105,7 +108,8 @@ def _hushed() -> Iterator[None]:
 
 
 def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
-    """Run proposals until there are no more."""
+    """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials."""
+    check_machines(_complaint, job)
     proposer = Proposer(proposals, store)
     folder = store.root / "tune"  # where every machine of a cluster can see it
     shutil.rmtree(folder, ignore_errors=True)
@@ -154,6 +158,22 @@ def _find(job: Job) -> RunTrial:
     if torch is not None:
         torch.set_num_threads(job.threads)
     return function
+
+
+def _complaint(job: Job) -> str | None:
+    """What keeps this process from running trials."""
+    try:
+        _find(job)
+        if job.references:
+            from orchestrator.network.user_function import find
+
+            for reference in job.references:
+                find(reference)
+    except (ImportError, InvalidInput) as error:
+        return f"{error}; install it there, or send it along: deploy/README.md"
+    if StageStore(job.root).read_json(STUDY_FILE) is None:
+        return f"it does not see {job.root}; give a --storage that every machine sees"
+    return None
 
 
 class Watcher(tune.Callback):

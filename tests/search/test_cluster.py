@@ -1,7 +1,6 @@
 """A Ray cluster of five nodes on loopback, four of them with a made-up GPU: a study loses two of them and finishes."""
 
 import io
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,9 +39,7 @@ class LoopbackCluster:
             initialize_head=True,
             head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1", "_system_config": HEALTH},
         )
-        self.nodes = [
-            self.ray.add_node(num_cpus=2, num_gpus=1, node_ip_address="127.0.0.1") for _ in range(GPU_NODES)
-        ]
+        self.nodes = [self.ray.add_node(num_cpus=2, num_gpus=1, node_ip_address="127.0.0.1") for _ in range(GPU_NODES)]
 
     @property
     def address(self) -> str:
@@ -149,3 +146,30 @@ def test_a_trial_that_fits_no_single_machine_is_refused(
     )
     with pytest.raises(InvalidInput, match=message):
         search(space_file("small"), tmp_path, cluster.address, gpus_per_trial=2.0)
+
+
+def test_a_machine_that_lacks_the_users_code_is_named(
+    cluster: LoopbackCluster, space_file: Write, tmp_path: Path
+) -> None:
+    space = space_file("small", **{'model = "fake"': 'model = "code_of_my_own:make_net"'})
+    message = r"^machine 127\.0\.0\.1 cannot run trials: code_of_my_own:make_net: .* No module named 'code_of_my_own'"
+    with pytest.raises(InvalidInput, match=message):
+        search(space, tmp_path, cluster.address)
+
+
+def test_a_machine_that_does_not_see_the_storage_is_named(
+    cluster: LoopbackCluster, space_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is where the storage is a folder of the driver's machine alone."""
+    from orchestrator.search import session
+
+    monkeypatch.setattr(session.Job, "of", _job_elsewhere)
+    message = r"^machine 127\.0\.0\.1 cannot run trials: it does not see .*/elsewhere; give a --storage"
+    with pytest.raises(InvalidInput, match=message):
+        search(space_file("small"), tmp_path, cluster.address)
+
+
+def _job_elsewhere(run_trial: Callable[..., Any], root: Path, resources: Resources, references: Any) -> Any:
+    from orchestrator.search import session
+
+    return session.Job(root=root / "elsewhere", function="fake_trial:run", resources=resources)
