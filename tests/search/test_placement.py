@@ -1,7 +1,9 @@
 """Where a trial fits, by what Ray says of its machines; real clusters are in test_cluster.py."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from orchestrator.record import InvalidInput
 from orchestrator.search.space import Resources
+from orchestrator.store import StageStore
 
 TWO_GPUS = Resources(cpus_per_trial=4, gpus_per_trial=2)
 Machines = Callable[..., None]
@@ -86,3 +89,19 @@ def test_a_cluster_that_autoscales_is_left_to_grow(
     monkeypatch.delenv(placement.KUBERAY_VARIABLE)
     (tmp_path / "ray_bootstrap_config.yaml").touch()
     assert check(TWO_GPUS) == waiting
+
+
+def test_what_a_machine_complains_of(tmp_path: Path) -> None:
+    """Asked of this process, which is as good as any worker."""
+    from orchestrator.search import session
+
+    store = StageStore(tmp_path / "seen")
+    store.write_json("study.json", {})
+    job = session.Job(root=store.root, function="fake_trial:run", resources=Resources())
+    assert session._complaint(job) is None
+    message = r"it does not see .*/unseen; give a --storage that every machine sees"
+    assert re.fullmatch(message, session._complaint(replace(job, root=tmp_path / "unseen")) or "")
+    message = r"No module named 'fake_tryal'; install it there, or send it along: deploy/README\.md"
+    assert re.fullmatch(message, session._complaint(replace(job, function="fake_tryal:run")) or "")
+    message = r"own_code:net: own_code cannot be imported: No module named 'own_code'; install it there.*"
+    assert re.fullmatch(message, session._complaint(replace(job, references=("own_code:net",))) or "")
