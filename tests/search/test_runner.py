@@ -91,7 +91,7 @@ def test_ray_listens_on_loopback_alone() -> None:
     """Every process of the session, once all of them are up, the agents and a worker too."""
     import ray
 
-    ray.get(ray.remote(num_cpus=0)(os.getpid).remote())
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
     parts = {"gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE"}
     wait_for(lambda: parts <= {member.name() for member in psutil.Process().children(recursive=True)})
     (node,) = ray.nodes()
