@@ -55,7 +55,7 @@ class Head:
 
     def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = ["ray", *words]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def head() -> Iterator[Head]:
         finally:
             family = psutil.Process(process.pid).children(recursive=True)
             process.stdin.close()
-            process.wait(timeout=60)
+            process.wait(timeout=120)
             psutil.wait_procs(family, timeout=30)
 
 
@@ -141,7 +141,7 @@ def test_a_killed_job_is_submitted_again_and_finishes(head: Head, project: Path,
     first, following = study.submit()
     known = study.until_published(2)
     assert head.ray("job", "stop", first).returncode == 0
-    printed, _ = following.communicate(timeout=60)
+    printed, _ = following.communicate(timeout=120)
     assert "stopped by SIGTERM; the same command goes on from here" in printed
     assert study.store.occupant("driver") is None
 
@@ -151,7 +151,7 @@ def test_a_killed_job_is_submitted_again_and_finishes(head: Head, project: Path,
     assert driver is not None
     os.kill(driver.pid, signal.SIGKILL)
     known = study.finished()
-    following.communicate(timeout=60)
+    following.communicate(timeout=120)
     assert following.returncode != 0
 
     third, following = study.submit()
@@ -174,7 +174,7 @@ def test_nobody_is_let_in_without_the_token(
     environment = head.environment | {"HOME": str(tmp_path)} | changed
     command = ["deploy/submit.sh", "own.toml", str(tmp_path)]
     done = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
