@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
     }
-    command = [sys.executable, str(Path(__file__).with_name("head.py")), "1", str(port)]
+    folder = tempfile.mkdtemp(prefix="ray")  # not pytest's own: the paths of sockets may not be long
+    command = [sys.executable, str(Path(__file__).with_name("head.py")), "1", str(port), folder]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as process:  # type: ignore[call-overload]
         try:
@@ -81,6 +83,7 @@ def head() -> Iterator[Head]:
             process.stdin.close()
             process.wait(timeout=120)
             psutil.wait_procs(family, timeout=30)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ class Study:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
