@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import IntDistribution
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
@@ -30,12 +31,8 @@ def search(
 
     train(weight, ratio, iterations), given positions in the grid, returns accuracy, flops_kept and what else is of use.
     """
-    weights, ratios, iterations = grid
-
-    def space(trial: Any) -> None:
-        trial.suggest_int("regularization_weight", 0, len(weights) - 1)
-        trial.suggest_int("pruning_ratio", 0, len(ratios) - 1)
-        trial.suggest_int("iterations", 0, len(iterations) - 1)
+    names = ("regularization_weight", "pruning_ratio", "iterations")
+    space = {name: IntDistribution(0, len(values) - 1) for name, values in zip(names, grid, strict=True)}
 
     def objective(config: dict[str, int]) -> None:
         tune.report(train(config["regularization_weight"], config["pruning_ratio"], config["iterations"]))

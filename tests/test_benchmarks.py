@@ -1,13 +1,17 @@
 """Every benchmark runs, here on the smallest setting that prints a table."""
 
 import importlib
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from orchestrator.search import SearchSpace
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -131,6 +135,43 @@ def test_many_trials_are_simulated(run: Run) -> None:
     questions = {tuple(cells(row)[:2]) for row in rows[8:]}
     assert ("front", "300") in questions
     assert "the search opened again" in {name for name, _ in questions}
+
+
+@pytest.fixture
+def search_cost(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    environment = dict(os.environ)
+    yield importlib.import_module("search_cost")
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.mark.parametrize("space", ["digits", "fashion"])
+def test_search_cost_changes_nothing_else_of_a_space(search_cost: Any, space: str, tmp_path: Path) -> None:
+    file = BENCHMARKS / "spaces" / f"search_cost_{space}.toml"
+    whole = SearchSpace.read(file).model_dump()
+    for changes in search_cost.VARIANTS.values():
+        changed = tmp_path / file.name
+        changed.write_text(search_cost._changed(file, changes, 7))
+        expected = {name: dict(values) if isinstance(values, dict) else values for name, values in whole.items()}
+        expected["proposals"] |= {"seed": 7}
+        for section, values in changes.items():
+            if isinstance(values, dict):
+                expected[section] |= values
+        assert SearchSpace.read(changed).model_dump() == expected
+
+
+def test_search_cost_compares_what_was_spent(search_cost: Any) -> None:
+    def run(name: str, seed: int, *curve: tuple[int, float]) -> Any:
+        return search_cost.Run(name=name, seed=seed, curve=curve, trials=len(curve))
+
+    runs = [run("script", seed, (10**9, 0.5), (8 * 10**9, 0.96 + seed / 100)) for seed in range(3)]
+    for name in (*search_cost.VARIANTS, "reuse off"):
+        runs += [run(name, seed, (2 * 10**9, 0.96), (3 * 10**9, 1.0)) for seed in range(3)]
+    lines = list(search_cost.table(runs))
+    assert cells(lines[2]) == ["script", *["8 (8 to 8)"] * 2, "never (never to never)", "3, 3, 0 of 3", "2", "0.9700"]
+    assert cells(lines[3])[:4] == ["this search", "2 (2 to 2)", "2 (2 to 2)", "3 (3 to 3)"]
+    assert "To 95%, the script's median over this search's: 4.0." in lines
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
