@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from orchestrator.files import StorageFault
 from orchestrator.record import Failure, FailureReason, Outcome, TrialSpec, canonical_json, whereabouts
 from orchestrator.search.proposals import Proposals
 from orchestrator.store import StageStore
@@ -26,7 +27,10 @@ def last_row(outcome: Outcome) -> dict[str, Any]:
 
 
 class Proposer(Searcher):
-    """Hands out the study's proposals to Tune, and takes in how they ended."""
+    """Hands out the study's proposals to Tune, and takes in how they ended.
+
+    Storage that is full or stays away ends the launch, and no trial: StorageFault.
+    """
 
     def __init__(self, proposals: Proposals, store: StageStore) -> None:
         super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
@@ -48,8 +52,11 @@ class Proposer(Searcher):
         """Tell how a trial ended. One without a last row was stopped, or its worker died: see give_up."""
         if error or not result or not result.get(ENDED):
             return
+        failure: str | None = result["failure"]
+        if failure is not None and failure.startswith("storage: "):  # no fault of the trial: the next launch runs it
+            raise StorageFault(failure.removeprefix("storage: "))
         index, _ = self._specs.pop(trial_id)
-        self._proposals.complete(index, [self._store.point(key) for key in result["keys"]], result["failure"])
+        self._proposals.complete(index, [self._store.point(key) for key in result["keys"]], failure)
 
     def give_up(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> str:
         """Record that a trial's worker could not go on, and tell it as failed; returns why in one line."""

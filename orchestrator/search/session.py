@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.files import Place, Uri
+from orchestrator.files import Place, StorageFault, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
@@ -118,8 +118,17 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
     )
     try:
         tuner.fit()
+    except tune.TuneError as error:
+        raise _fault(error) or error from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fault(error: BaseException | None) -> StorageFault | None:
+    """What is wrong with the storage, if that is why Tune gave up."""
+    while error is not None and not isinstance(error, StorageFault):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _tune_folder(root: Place) -> Path:

@@ -3,7 +3,7 @@
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
 `seconds` a stage takes; `freezes` a group in every cut; a trial with the pruning_ratio `diverges` fails at its second
 cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, and one with
-`kills_once` only the first time.
+`kills_once` only the first time; one with `fills_once` finds the disk full, the first time.
 """
 
 import math
@@ -44,6 +44,12 @@ def run(
 ) -> Outcome:
     """What trial.run does, as seen from outside, in no time."""
     _misbehave(spec, store)
+    if _asked(spec, "fills_once") and store.read_json("filled_once.json") is None:
+        store.write_json("filled_once.json", True)
+        full = Failure(
+            key="0" * 64, spec=spec, reason="storage", message="/disk: no space", traceback="", **whereabouts()
+        )
+        return Outcome(points=(), failure=full)
     points: list[Point] = []
     computed: list[str] = []
     reused: list[str] = []

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.collector import frontier
+from orchestrator.files import StorageFault
 from orchestrator.record import InvalidInput, Point
 from orchestrator.search import SearchSpace, Summary, launch, runner
 from orchestrator.search.space import Resources
@@ -200,6 +201,16 @@ def test_a_stopped_search_ends_as_if_left_alone(search: Search, space_file: Writ
     assert front(search.store()) == front(undisturbed.store())
     assert search.store().keys() == undisturbed.store().keys()
     assert search.store().duplicates() == 0
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_a_full_disk_ends_the_launch_and_no_trial(search: Search, space_file: Write) -> None:
+    space = space_file("small", **{"[trial]": OPTIONS % "fills_once = 0.35"})
+    with pytest.raises(StorageFault, match=r"^/disk: no space$"):
+        search(space)
+    assert search.store().occupant("driver") is None
+    summary = search(space)
+    assert (summary.trials, summary.failures) == (12, {})
 
 
 def test_another_driver_is_kept_out(search: Search, space_file: Write) -> None:
