@@ -79,17 +79,21 @@ def search(
     space: Annotated[Path, typer.Argument(metavar="SPACE.toml", help="The search-space file.")],
     *,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all; else the file says.")] = None,
+    train_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help="How much training in all: 50T.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.0, help="How long in all, every launch counted.")] = None,
     storage: Storage = RESULTS,
     address: Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each trial.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="GPUs for each trial, such as 0.5.")] = None,
 ) -> None:
-    """Starts a search; started again, goes on with it; with more trials, extends it."""
+    """Starts a search; started again, goes on with it; with a larger budget, extends it."""
     from orchestrator.search import launch
 
     launch(
         space,
         trials=trials,
+        train_flops=train_flops,
+        hours=hours,
         storage=storage,
         address=address,
         cpus_per_trial=cpus_per_trial,
@@ -107,11 +111,13 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
     facts = {
         "study": str(now.path),
         "search": driver,
+        "trials": f"{now.trials} ended" + (f", {len(now.stopped)} of them stopped early" if now.stopped else ""),
         "stages": ", ".join(f"{count} {kind}" for kind, count in now.stages.items()),
+        "computed, reused": f"{sum(now.stages.values())}, {now.reused}",
         "points": str(now.points),
         "failures": str(now.failures),
         "hypervolume": f"{now.hypervolume:.4f} (flops_kept below 1, accuracy above 0)",
-        "train_flops": flops_text(now.train_flops),
+        "train_flops": f"{flops_text(now.train_flops)}; {flops_text(now.train_flops_saved)} saved by reuse",
         "seconds": f"{now.seconds:.1f}",
     }
     if now.damaged:
@@ -125,6 +131,10 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         ["flops_kept up to", "accuracy"],
         [[f"{budget:g}", share_text(accuracy)] for budget, accuracy in now.best_at.items()],
     )
+    if now.stopped:
+        typer.echo()
+        print_heading("Stopped early: what was left of them could not matter")
+        print_table(["trial", "stopped"], [[str(index), reason] for index, reason in now.stopped.items()])
     frozen = asked.frozen()
     if len(frozen):
         typer.echo()

@@ -146,13 +146,27 @@ class Failure(Record):
 class Outcome(Record):
     """How a trial ended: the points it passed, in order, and the failure that stopped it, if one did.
 
-    `computed` and `reused` are the keys of the stages this run trained itself, and of those it found finished.
+    `stages` are the keys of the stages that it passed, in order; `computed` those that this run trained itself, and
+    `reused` those that it found finished. `stopped` says why its last iterations were not worth their cost.
     """
 
     points: tuple[Point, ...]
     failure: Failure | None = None
+    stopped: str | None = None
+    stages: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
     reused: tuple[str, ...] = ()
+
+
+class TrialRecord(Record):
+    """How a trial of a study ended, for those who count and compare. What it found lies in its stages."""
+
+    index: Annotated[int, Field(ge=0)]  # its number among the proposals of the study
+    spec: TrialSpec
+    stages: tuple[str, ...]  # the keys of those that it passed, in order
+    failure: str | None = None
+    stopped: str | None = None
+    created: str
 
 
 def canonical_json(value: Any) -> str:

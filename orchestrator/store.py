@@ -5,6 +5,7 @@
            staging/              work in progress; nothing here was ever published
            claims/<name>/        who computes a stage, or drives the search, at the moment (see claim.py)
            failures/<key>.json   the stages that could not be finished
+           trials/<index>.json   how each trial of the search ended
            duplicates/           a note for every stage that was computed twice in spite of all that
            damaged/              stages that were found torn or altered, each with a note; they are computed again
 
@@ -27,13 +28,13 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.claim import Claim, Owner, Sighting, Timing, Watch, life_of, sight, try_claim
 from orchestrator.files import Patience, StorageFault, Uri, is_full, located, open_files, reason_of
 from orchestrator.files.patience import full
-from orchestrator.record import Failure, InvalidInput, Point, Record, Stage, whereabouts
+from orchestrator.record import Failure, InvalidInput, Point, Record, Stage, TrialRecord, whereabouts
 
 STAGE_FILE = "stage.json"
 POINT_FILE = "point.json"
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
-FOLDERS = ("stages", "staging", "claims", "failures")
+FOLDERS = ("stages", "staging", "claims", "failures", "trials")
 MODEL_FILE = "model.json"  # with the weights beside it, a point's folder is a model that orchestrator.load reads
 
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -190,6 +191,18 @@ class StageStore:
     def failure(self, key: str) -> Failure | None:
         """Why a stage could not be finished, or None."""
         return self._read(f"failures/{key}.json", Failure)
+
+    def record_trial(self, trial: TrialRecord) -> None:
+        """Keeps how a trial ended; of a trial that ended more than once, the last time."""
+        self.write_json(f"trials/{trial.index}.json", trial.model_dump(mode="json"))
+
+    def trials(self) -> list[TrialRecord]:
+        """How the trials of the search ended, in the order of their proposals."""
+        with self._reading("trials"):
+            names = [f"trials/{name}" for name in self._files.names("trials") if name.endswith(".json")]
+        self._files.read_ahead(names)
+        found = [self._read(name, TrialRecord) for name in names]
+        return sorted((one for one in found if one is not None), key=lambda one: one.index)
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[Claim]:

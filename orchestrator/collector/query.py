@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,6 +101,10 @@ class Status:
     points: int
     failures: int
     duplicates: int  # stages computed twice
+    trials: int  # that have ended
+    stopped: Mapping[int, str]  # why trials ended before their last iteration, by their number
+    reused: int  # stages that a trial found finished
+    train_flops_saved: float  # what these would have cost
     damaged: tuple[str, ...]  # what is wrong with stages that cannot be read, and with those that were moved aside
     hypervolume: float
     best_at: dict[float, float | None]
@@ -172,7 +177,9 @@ class Study:
 
     def status(self) -> Status:
         """How far the study is; answers from the first minute on."""
-        rows, points = self._rows(), self.points()
+        rows, points, trials = self._rows(), self.points(), self.store.trials()
+        costs = {row["key"]: row["train_flops"] for row in rows}
+        uses = Counter(key for trial in trials for key in trial.stages if key in costs)
         return Status(
             path=self.path,
             driver=self.store.occupant("driver"),
@@ -180,6 +187,10 @@ class Study:
             points=len(points),
             failures=len(self.failures()),
             duplicates=self.store.duplicates(),
+            trials=len(trials),
+            stopped={trial.index: trial.stopped for trial in trials if trial.stopped is not None},
+            reused=uses.total() - len(uses),
+            train_flops_saved=math.fsum(costs[key] * (count - 1) for key, count in uses.items()),
             damaged=(*self.damaged.values(), *map(str, self.store.damaged())),
             hypervolume=hypervolume(points["accuracy"], points["flops_kept"]),
             best_at=best_at(points["accuracy"], points["flops_kept"]),

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from functools import cache
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from torch import nn
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 SHARED = (int, float, str, bool, type(None), type, FunctionType, BuiltinFunctionType, torch.dtype, torch.device)
+PLAIN = {int, float, str, bool, type(None)}
 OWN = {"_parameters", "_buffers", "_modules"}
 CUSTOM = ("__deepcopy__", "__copy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__slots__")
 
@@ -29,15 +31,26 @@ def copied(model: SomeModule, memo: dict[int, Any]) -> SomeModule:
 
 
 def _is_plain(module: nn.Module, memo: dict[int, Any]) -> bool:
-    if any(name in vars(kind) for kind in type(module).__mro__ if not _is_pytorchs(kind) for name in CUSTOM):
-        return False
-    attributes = vars(module)
-    parts = [part for name in OWN for part in attributes[name].values() if part is not None]
-    return all(id(part) in memo for part in parts) and all(
-        _is_shared(value) or _is_empty(value) or (type(value) is list and all(map(_is_shared, value)))
-        for name, value in attributes.items()
-        if name not in OWN and name != "_non_persistent_buffers_set"
+    return not _has_custom_copy(type(module)) and all(  # type: ignore[arg-type]  # a class is hashable
+        _is_simple(value) or _are_copied(name, value, memo) for name, value in vars(module).items()
     )
+
+
+@cache
+def _has_custom_copy(kind: Any) -> bool:
+    return any(name in vars(base) for base in kind.__mro__ if not _is_pytorchs(base) for name in CUSTOM)
+
+
+def _is_simple(value: Any) -> bool:
+    kind = type(value)
+    return kind in PLAIN or _is_shared(value) or _is_empty(value) or (kind is list and all(map(_is_shared, value)))
+
+
+def _are_copied(name: str, value: Any, memo: dict[int, Any]) -> bool:
+    """Whether these are a module's parameters, buffers or modules, with a copy of each in memo."""
+    if name in OWN:
+        return all(part is None or id(part) in memo for part in value.values())
+    return name == "_non_persistent_buffers_set"
 
 
 def _is_pytorchs(kind: type) -> bool:

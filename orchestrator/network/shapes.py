@@ -6,6 +6,7 @@ PyTorch's meta kernels of these are Python, and would be most of the time of a s
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,24 @@ def _concatenated(parts: list[Tensor], dim: int = 0) -> Tensor:
     return _empty(together, first.dtype)
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[m, k] times [k, n]."""
+    if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or not (a.is_meta and b.is_meta):
+        raise NotImplementedError  # left to PyTorch
+    if a.shape[1] != b.shape[0]:
+        raise RuntimeError(f"a product of {list(a.shape)} and {list(b.shape)}")
+    return _empty([a.shape[0], b.shape[1]], a.dtype)
+
+
+def _product_added(bias: Tensor, a: Tensor, b: Tensor, **given: Any) -> Tensor:
+    result = _product(a, b)
+    if bias.ndim != 1 or bias.dtype != a.dtype or not bias.is_meta:
+        raise NotImplementedError  # left to PyTorch
+    if bias.shape[0] not in (1, result.shape[1]):
+        raise RuntimeError(f"a bias of {list(bias.shape)} meets {list(result.shape)}")
+    return result
+
+
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The result of an operator on numbers and tensors of one precision: laid out as its first operand of full size."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -96,7 +115,7 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
     if not (alike and plain and first.is_floating_point() and first.is_meta):
         raise NotImplementedError  # left to PyTorch
     same = all(t.shape == first.shape for t in tensors)
-    shape = first.shape if same else torch.broadcast_shapes(*(t.shape for t in tensors))
+    shape = first.shape if same else np.broadcast_shapes(*(t.shape for t in tensors))
     if func._schema.is_mutable:
         if shape != first.shape:
             raise RuntimeError(f"a result of {list(shape)} does not fit into {list(first.shape)}")
@@ -120,6 +139,8 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm: _layer_norm,
     aten.cat: _concatenated,
     aten.convolution: _convolution,
+    aten.mm: _product,
+    aten.addmm: _product_added,
 }
 
 # Operators that give numbers of their operands' precision, element by element; likewise slow on meta tensors.

@@ -30,6 +30,8 @@ class Counts:
     points: dict[str, Point] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
     reused: int = 0
+    stopped: int = 0
+    left: str = ""  # of the budget, in words
 
     def hypervolume(self) -> float:
         return hypervolume([p.accuracy for p in self.points.values()], [p.flops_kept for p in self.points.values()])
@@ -82,7 +84,9 @@ class Progress:
         index: int,
         *,
         target: int,
+        left: str = "",
         failure: str | None = None,
+        stopped: str | None = None,
         computed: Sequence[str] = (),
         reused: int = 0,
     ) -> None:
@@ -90,11 +94,15 @@ class Progress:
             self.counts.running.discard(index)
             self.counts.done += 1
             self.counts.failed += failure is not None
+            self.counts.stopped += stopped is not None
+            self.counts.left = left
             self.counts.computed.update(computed)
             self.counts.reused += reused
             self.counts.target = target
         if self._live is None:
             say(self._console, self._line(index, failure, len(computed)))
+            if stopped is not None:
+                say(self._console, f"trial {index} stopped {stopped}")
 
     def seconds_left(self) -> float | None:
         """What the trials of this launch took so far, carried forward; None before the first has ended."""
@@ -111,8 +119,10 @@ class Progress:
             rows = [
                 (
                     "trials",
-                    f"{counts.done} of {counts.target} done, {len(counts.running)} running, {counts.failed} failed",
+                    f"{counts.done} of {counts.target} done, {len(counts.running)} running, {counts.failed} failed, "
+                    f"{counts.stopped} stopped early",
                 ),
+                ("budget left", counts.left or "-"),
                 ("points", f"{len(counts.points)}"),
                 ("hypervolume", f"{counts.hypervolume():.4f}"),
                 *((f"accuracy at flops_kept {budget:g}", accuracy(best)) for budget, best in counts.best().items()),

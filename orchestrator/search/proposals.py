@@ -5,6 +5,7 @@ A search that is killed at any moment and started again ends with the same trial
 - results are held back and told in the order of the proposals, whichever trial finishes first;
 - what is asked next depends on nothing but what the journal holds: while fewer than `parallel` proposals are waiting
   for their results to be told, the next one is asked; only then is the next result told;
+- when the rest of a trial cannot matter is judged by the frontier of those trials alone that were told by then;
 - each ask has a new sampler, whose seed comes from the study's seed and the proposal's number;
 - a trial that a dead driver left running is run again with the same settings, which is a look-up as far as its stages
   are finished, and told once.
@@ -13,35 +14,47 @@ A search that is killed at any moment and started again ends with the same trial
 import hashlib
 import math
 import random
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from orchestrator.collector.query import format_flops
 from orchestrator.files import Place
 from orchestrator.record import Point, TrialSpec, canonical_json
-from orchestrator.search.dimensions import Dimension, Grid, Range
+from orchestrator.search.dimensions import Choice, Dimension, Grid, Range
+from orchestrator.search.guides import ITERATIONS, Fixed, guide_named
 from orchestrator.search.journal import open_journal
-from orchestrator.search.space import SearchSpace
+from orchestrator.search.space import Budget, SearchSpace
+from orchestrator.search.waiting import Waiting
+from orchestrator.search.worth import Found, Front
 
 DIRECTIONS: Sequence[Literal["maximize", "minimize"]] = ("maximize", "minimize")  # accuracy, flops_kept
 PATIENCE = 4  # known proposals in a row before a new one is drawn from what is left of a finite space
-PREFIX, FAILURE = "prefix_of", "failure"  # names of user attributes in the journal
+# Names of user attributes in the journal.
+PREFIX, FAILURE, STOPPED, POINTS, STAGES, TRAIN_FLOPS, SECONDS = (
+    "prefix_of", "failure", "stopped", "points", "stages", "train_flops", "seconds",
+)  # fmt: skip
+SHORT = 16  # digits of a stage's key in the journal
 
 Values = tuple[float, float]
+Steps = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Settings to run. `index` numbers all proposals of the study."""
+    """Settings to run. `index` numbers all proposals of the study.
+
+    frontier: (flops_kept, accuracy) of the study's, in ascending order of both, when these settings were asked for.
+    """
 
     index: int
     spec: TrialSpec
+    frontier: Steps
 
 
 @dataclass(kw_only=True)
@@ -51,23 +64,30 @@ class _Entry:
     spec: TrialSpec
     number: int
     known: bool
+    asked_at: int  # so many were told when it was asked
     told: bool = False
     failure: str | None = None
+    stopped: str | None = None
+    train_flops: int = 0  # of the stages that no trial before it had passed
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Result:
+class Result:
+    """How a proposal ended. `stages`: the train_flops of all stages that it passed, by key."""
+
     points: tuple[Point, ...] = ()
     failure: str | None = None
+    stopped: str | None = None
+    stages: Mapping[str, int] = field(default_factory=dict)
 
 
 class Proposals:
     """A study's proposals, in its journal. One process at a time may have them open."""
 
-    def __init__(self, space: SearchSpace, journal: Place, *, trials: int) -> None:
+    def __init__(self, space: SearchSpace, journal: Place, *, budget: Budget | None = None) -> None:
         self.exhausted = False
         self._space = space
-        self._trials = trials
+        self._budget = budget or space.budget
         self._storage = open_journal(journal)
         self._study = optuna.create_study(
             storage=self._storage,
@@ -78,19 +98,39 @@ class Proposals:
         )
         # In the order of their names: moving lines about in the file changes no proposal.
         self._distributions = {name: _distribution(space.dimensions[name]) for name in sorted(space.dimensions)}
+        self._most = _most_iterations(space.dimensions)
+        self._guide = guide_named(space.proposals.guide, self._distributions, self._most)
         self._entries: list[_Entry] = []
         self._told = 0  # entries before this one are told
+        self._asked_at = 0
+        self._front = Front(space.limits)
+        self._fronts: list[Steps] = [()]  # after so many were told
         self._observed: dict[str, Values] = {}  # told settings, prefixes too
+        self._passed: set[str] = set()  # stages of told trials
         self._reach: dict[str, int] = {}  # settings but for iterations -> the most iterations proposed
-        self._results: dict[int, _Result] = {}
-        self._waiting: deque[int] = deque()
+        self._results: dict[int, Result] = {}
+        self._waiting = Waiting()
+        self._seconds_before = float(self._study.user_attrs.get(SECONDS, 0.0))
+        self.seconds = self._seconds_before  # spent on the study, all launches together
         self._adopt()
         self._advance()
 
     @property
     def over(self) -> bool:
         """Whether every proposal there will be in this launch has been handed out."""
-        return not self._waiting and (self.exhausted or self._distinct >= self._trials)
+        return self.time_is_up or (not self._waiting and (self.exhausted or self.spent is not None))
+
+    @property
+    def spent(self) -> str | None:
+        """The budget that is used up, in words; None while another trial may be begun."""
+        budget = self._budget
+        if self._distinct >= budget.trials:
+            return f"{self._distinct} of {budget.trials} trials"
+        if budget.train_flops is not None and self.train_flops >= budget.train_flops:
+            return f"{format_flops(self.train_flops)} of {format_flops(budget.train_flops)} train_flops"
+        if self.time_is_up:
+            return f"{self.seconds / 3600:.2f} of {budget.hours:g} hours"
+        return None
 
     @property
     def finished(self) -> int:
@@ -98,26 +138,68 @@ class Proposals:
         return sum(entry.told for entry in self._entries if not entry.known)
 
     @property
+    def train_flops(self) -> int:
+        """Of the stages of all trials with a result, each stage once."""
+        return sum(entry.train_flops for entry in self._entries[: self._told])
+
+    @property
     def failures(self) -> dict[int, str]:
         """Why trials failed, by the number of the proposal."""
         return {i: entry.failure for i, entry in enumerate(self._entries) if entry.failure and not entry.known}
 
     @property
+    def stops(self) -> dict[int, str]:
+        """Why trials were stopped before their last iteration, by the number of the proposal."""
+        return {i: entry.stopped for i, entry in enumerate(self._entries) if entry.stopped}
+
+    @property
     def target(self) -> int:
-        """How many trials there will be: the budget, more if more were begun, fewer if the space is exhausted."""
-        return self._distinct if self.exhausted else max(self._trials, self._distinct)
+        """How many trials there will be: the budget, more if more were begun, fewer if another budget ends first."""
+        over = self.exhausted or (self.spent is not None and self._distinct < self._budget.trials)
+        return self._distinct if over else max(self._budget.trials, self._distinct)
 
     def next(self) -> Proposal | None:
         """Hand out the next proposal to run; None if results must come in first, or if the search is over."""
-        if not self._waiting:
+        if self.time_is_up or not self._waiting:
             return None
-        index = self._waiting.popleft()
-        return Proposal(index=index, spec=self._entries[index].spec)
+        index = self._waiting.take()
+        entry = self._entries[index]
+        return Proposal(index=index, spec=entry.spec, frontier=self._fronts[entry.asked_at])
 
-    def complete(self, index: int, points: Sequence[Point], failure: str | None = None) -> None:
+    def passed(self, index: int) -> None:
+        """Take note that a running proposal has its first iteration behind it: others may build on the same stages."""
+        self._waiting.ready(index)
+
+    def complete(self, index: int, result: Result) -> None:
         """Take in how a proposal ended, and tell it when its turn has come."""
-        self._results[index] = _Result(points=tuple(points), failure=failure)
+        self._waiting.ready(index)
+        self._results[index] = result
         self._advance()
+
+    def spend(self, seconds: float) -> None:
+        """Note for how long this launch has been running. Kept with the next result, or by `close`."""
+        self.seconds = self._seconds_before + seconds
+
+    def close(self) -> None:
+        """Keep for how long this launch has been running."""
+        if self.seconds > self._seconds_before:
+            self._study.set_user_attr(SECONDS, round(self.seconds, 3))
+
+    @property
+    def left(self) -> str:
+        """What is left of the budget, in words."""
+        budget = self._budget
+        parts = [f"{max(0, budget.trials - self.finished)} trials"]
+        if budget.train_flops is not None:
+            parts.append(f"{format_flops(max(0, budget.train_flops - self.train_flops))} train_flops")
+        if budget.hours is not None:
+            parts.append(f"{max(0.0, budget.hours - self.seconds / 3600):.2f} hours")
+        return ", ".join(parts)
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the budget of hours is used up: what runs then ends with its next point, to be gone on with later."""
+        return self._budget.hours is not None and self.seconds >= self._budget.hours * 3600
 
     @property
     def _distinct(self) -> int:
@@ -132,22 +214,55 @@ class Proposals:
                 self._append(trial)
             elif trial.state == TrialState.RUNNING:  # killed in the middle of the ask; it is asked anew
                 self._study.tell(trial.number, state=TrialState.FAIL)
+        trials = self._study.get_trials(deepcopy=False)
         while self._told < len(self._entries) and self._entries[self._told].told:
-            self._told += 1
+            self._take_in(trials[self._entries[self._told].number])
 
     def _append(self, trial: FrozenTrial) -> None:
         spec = self._spec(trial.params)
         base = _base(spec)
         known = self._reach.get(base, 0) >= spec.iterations
-        entry = _Entry(spec=spec, number=trial.number, known=known, told=trial.state.is_finished())
+        entry = _Entry(
+            spec=spec,
+            number=trial.number,
+            known=known,
+            asked_at=self._next_asked_at(),
+            told=trial.state.is_finished(),
+        )
+        index = len(self._entries)
+        self._guide.adopt(index, trial.params, known=known)
         if entry.told:
             entry.failure = trial.user_attrs.get(FAILURE)
             if trial.state == TrialState.COMPLETE:
                 self._observed[canonical_json(spec)] = _values(trial)
         elif not known:
-            self._waiting.append(len(self._entries))
+            self._waiting.add(index, spec)
         self._reach[base] = max(self._reach.get(base, 0), spec.iterations)
         self._entries.append(entry)
+
+    def _next_asked_at(self) -> int:
+        """How many must have been told before the next may be asked: the same after every kill."""
+        while self._under_way(self._asked_at) >= self._space.proposals.parallel:
+            self._asked_at += 1
+        return self._asked_at
+
+    def _under_way(self, told: int) -> int:
+        return sum(not entry.known for entry in self._entries[told:])
+
+    def _take_in(self, trial: FrozenTrial) -> None:
+        """Count the next entry, which is told: `trial` is what the journal holds of it."""
+        entry = self._entries[self._told]
+        entry.stopped = trial.user_attrs.get(STOPPED)
+        entry.train_flops = trial.user_attrs.get(TRAIN_FLOPS, 0)
+        self._passed.update(trial.user_attrs.get(STAGES, ()))
+        found = [Found(*point) for point in trial.user_attrs.get(POINTS, ())]
+        if not entry.known:
+            failed = entry.failure is not None and not found
+            self._guide.told(self._told, None if failed else self._front.score(found))
+        for point in found:
+            self._front.add(point)
+        self._told += 1
+        self._fronts.append(tuple(self._front.steps()))
 
     def _spec(self, positions: Mapping[str, Any]) -> TrialSpec:
         return self._space.spec({name: self._space.dimensions[name].value(at) for name, at in positions.items()})
@@ -158,8 +273,7 @@ class Proposals:
 
     def _ask(self) -> bool:
         """Ask for one more proposal, if it is time to."""
-        under_way = sum(not entry.known for entry in self._entries[self._told :])
-        if self.exhausted or self._distinct >= self._trials or under_way >= self._space.proposals.parallel:
+        if self.exhausted or self.spent is not None or self._under_way(self._told) >= self._space.proposals.parallel:
             return False
         sampler = self._sampler(len(self._entries))
         if sampler is None:
@@ -176,8 +290,8 @@ class Proposals:
         seed = int.from_bytes(hashlib.sha256(f"{settings.seed}:{index}".encode()).digest()[:4], "big")
         if self._space.size is not None and self._is_stuck():
             positions = self._something_new(random.Random(seed))
-            return None if positions is None else _Fixed(positions)
-        return RandomSampler(seed) if index < settings.startup else TPESampler(seed=seed, n_startup_trials=1)
+            return None if positions is None else Fixed(positions)
+        return self._guide.sampler(seed, explore=index < settings.startup)
 
     def _is_stuck(self) -> bool:
         latest = self._entries[-PATIENCE:]
@@ -189,11 +303,15 @@ class Proposals:
         assert size is not None
         start = chance.randrange(size)
         for offset in range(size):
-            positions = self._positions((start + offset) % size)
+            positions = self._guided(self._positions((start + offset) % size))
             spec = self._spec(positions)
             if self._reach.get(_base(spec), 0) < spec.iterations:
                 return positions
         return None
+
+    def _guided(self, positions: dict[str, Any]) -> dict[str, Any]:
+        """With the most iterations, where the guide lets every trial run to the end."""
+        return {**positions, **self._most} if self._space.proposals.guide == "gain" else positions
 
     def _positions(self, rank: int) -> dict[str, Any]:
         positions = {}
@@ -209,23 +327,21 @@ class Proposals:
         if self._told == len(self._entries):
             return False
         entry = self._entries[self._told]
-        result = self._result(entry)
+        result = Result() if entry.known else self._results.pop(self._told, None)
         if result is None:
             return False
         self._tell_prefixes(entry, result)
         self._tell_end(entry, result)
-        self._told += 1
+        self._take_in(self._study.get_trials(deepcopy=False)[entry.number])
+        self.close()
         return True
 
-    def _result(self, entry: _Entry) -> _Result | None:
-        return _Result() if entry.known else self._results.pop(self._told, None)
-
-    def _tell_prefixes(self, entry: _Entry, result: _Result) -> None:
+    def _tell_prefixes(self, entry: _Entry, result: Result) -> None:
         """Add what a shorter trial with these settings would have given, as far as the space holds such trials."""
-        iterations = self._space.dimensions.get("iterations")
+        iterations = self._space.dimensions.get(ITERATIONS)
         for point in sorted(_cuts(result.points), key=lambda point: point.iteration):
             position = None if iterations is None else iterations.position(point.iteration)
-            spec = entry.spec.model_copy(update={"iterations": point.iteration})
+            spec = entry.spec.model_copy(update={ITERATIONS: point.iteration})
             key = canonical_json(spec)
             if position is None or point.iteration >= entry.spec.iterations or key in self._observed:
                 continue
@@ -233,7 +349,7 @@ class Proposals:
             values = (point.accuracy, point.flops_kept)
             self._study.add_trial(
                 create_trial(
-                    params={**trial.params, "iterations": position},
+                    params={**trial.params, ITERATIONS: position},
                     distributions=self._distributions,
                     values=values,
                     user_attrs={PREFIX: self._told},
@@ -241,40 +357,28 @@ class Proposals:
             )
             self._observed[key] = values
 
-    def _tell_end(self, entry: _Entry, result: _Result) -> None:
+    def _tell_end(self, entry: _Entry, result: Result) -> None:
         key = canonical_json(entry.spec)
-        values = self._observed.get(key) if entry.known else _end(entry.spec, result.points)
+        values = self._observed.get(key) if entry.known else _end(entry.spec, result)
         failure = result.failure or _fault(values, entry)
+        new = {stage[:SHORT]: cost for stage, cost in result.stages.items() if stage[:SHORT] not in self._passed}
+        found = [list(Found.of(point)) for point in result.points if _is_finite(point)]
+        notes = {FAILURE: failure, STOPPED: result.stopped, POINTS: found, STAGES: list(new)}
+        for name, note in {**notes, TRAIN_FLOPS: sum(new.values())}.items():
+            if note:
+                self._note(entry, name, note)
         if failure is None:
             assert values is not None
             self._study.tell(entry.number, values=values)
             self._observed[key] = values
         else:
-            study_id = self._storage.get_study_id_from_name(self._space.name)
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, entry.number)
-            self._storage.set_trial_user_attr(trial_id, FAILURE, failure)
             self._study.tell(entry.number, state=TrialState.FAIL)
         entry.told, entry.failure = True, failure
 
-
-@dataclass
-class _Fixed(BaseSampler):
-    """A sampler that gives the settings it was made with."""
-
-    positions: dict[str, Any] = field(default_factory=dict)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self.positions[param_name]
+    def _note(self, entry: _Entry, name: str, value: Any) -> None:
+        study_id = self._storage.get_study_id_from_name(self._space.name)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, entry.number)
+        self._storage.set_trial_user_attr(trial_id, name, value)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
@@ -287,6 +391,15 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
+def _most_iterations(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
+    """The position of the most iterations; empty where they do not vary."""
+    dimension = dimensions.get(ITERATIONS)
+    if dimension is None:
+        return {}
+    most = max(dimension.choices) if isinstance(dimension, Choice) else dimension.ends()[-1]
+    return {ITERATIONS: dimension.position(most)}
+
+
 def _base(spec: TrialSpec) -> str:
     """What two trials share when one is the beginning of the other."""
     return canonical_json(spec.model_dump(mode="json", exclude={"iterations"}))
@@ -297,13 +410,19 @@ def _values(trial: FrozenTrial) -> Values:
     return accuracy, flops_kept
 
 
+def _is_finite(point: Point) -> bool:
+    return math.isfinite(point.accuracy) and math.isfinite(point.flops_kept)
+
+
 def _cuts(points: Sequence[Point]) -> list[Point]:
-    return [p for p in points if p.kind == "cut" and math.isfinite(p.accuracy) and math.isfinite(p.flops_kept)]
+    return [point for point in points if point.kind == "cut" and _is_finite(point)]
 
 
-def _end(spec: TrialSpec, points: Sequence[Point]) -> Values | None:
+def _end(spec: TrialSpec, result: Result) -> Values | None:
     """What the last iteration gave; None if it is missing or not a number."""
-    return next(((p.accuracy, p.flops_kept) for p in _cuts(points) if p.iteration == spec.iterations), None)
+    cuts = _cuts(result.points)
+    last = cuts[-1:] if result.stopped else [point for point in cuts if point.iteration == spec.iterations]
+    return (last[0].accuracy, last[0].flops_kept) if last else None
 
 
 def _fault(values: Values | None, entry: _Entry) -> str | None:

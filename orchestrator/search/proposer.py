@@ -1,16 +1,26 @@
 """What Ray Tune asks for settings: a Searcher over the study's proposals. Knows of Tune; Proposals does not."""
 
 import hashlib
+import json
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from orchestrator.files import StorageFault
-from orchestrator.record import Failure, FailureReason, Outcome, TrialSpec, canonical_json, whereabouts
-from orchestrator.search.proposals import Proposals
+from orchestrator.record import (
+    Failure,
+    FailureReason,
+    Outcome,
+    TrialRecord,
+    TrialSpec,
+    canonical_json,
+    now,
+    whereabouts,
+)
+from orchestrator.search.proposals import Proposals, Result
 from orchestrator.store import StageStore
 
-SPEC, INDEX = "spec", "index"  # in a trial's config
+SPEC, INDEX, FRONTIER = "spec", "index", "frontier"  # in a trial's config
 ENDED = "ended"  # in the last row of a trial, and in no other
 
 
@@ -21,6 +31,8 @@ def last_row(outcome: Outcome) -> dict[str, Any]:
         ENDED: True,
         "keys": [point.key for point in outcome.points],
         "failure": None if failure is None else f"{failure.reason}: {failure.message}",
+        "stopped": outcome.stopped,
+        "stages": list(outcome.stages),
         "computed": list(outcome.computed),
         "reused": list(outcome.reused),
     }
@@ -37,6 +49,7 @@ class Proposer(Searcher):
         self._proposals = proposals
         self._store = store
         self._specs: dict[str, tuple[int, TrialSpec]] = {}
+        self._costs: dict[str, int] = {}  # train_flops of stages
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher for a restore that this project never makes
@@ -46,17 +59,22 @@ class Proposer(Searcher):
         if proposal is None:
             return Searcher.FINISHED if self._proposals.over else None
         self._specs[trial_id] = (proposal.index, proposal.spec)
-        return {INDEX: proposal.index, SPEC: proposal.spec.model_dump_json()}
+        frontier = json.dumps(proposal.frontier)
+        return {INDEX: proposal.index, SPEC: proposal.spec.model_dump_json(), FRONTIER: frontier}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell how a trial ended. One without a last row was stopped, or its worker died: see give_up."""
         if error or not result or not result.get(ENDED):
             return
-        failure: str | None = result["failure"]
+        failure, stopped, stages = result["failure"], result["stopped"], tuple(result["stages"])
         if failure is not None and failure.startswith("storage: "):  # no fault of the trial: the next launch runs it
             raise StorageFault(failure.removeprefix("storage: "))
-        index, _ = self._specs.pop(trial_id)
-        self._proposals.complete(index, [self._store.point(key) for key in result["keys"]], failure)
+        index, spec = self._specs.pop(trial_id)
+        points = tuple(self._store.point(key) for key in result["keys"])
+        record = TrialRecord(index=index, spec=spec, stages=stages, failure=failure, stopped=stopped, created=now())
+        self._store.record_trial(record)
+        costs = {key: self._cost(key) for key in stages}
+        self._proposals.complete(index, Result(points=points, failure=failure, stopped=stopped, stages=costs))
 
     def give_up(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> str:
         """Record that a trial's worker could not go on, and tell it as failed; returns why in one line."""
@@ -65,8 +83,15 @@ class Proposer(Searcher):
         key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
         failure = Failure(key=key, spec=spec, reason=reason, message=message, traceback=traceback, **whereabouts())
         self._store.record_failure(failure)
-        self._proposals.complete(index, [], f"{reason}: {message}")
+        said = f"{reason}: {message}"
+        self._store.record_trial(TrialRecord(index=index, spec=spec, stages=(), failure=said, created=now()))
+        self._proposals.complete(index, Result(failure=said))
         return f"{reason}: {message}"
+
+    def _cost(self, key: str) -> int:
+        if key not in self._costs:
+            self._costs[key] = self._store.stage(key).cost.train_flops
+        return self._costs[key]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal and the stage store hold all there is to keep."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.files import Place, Uri, located
-from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, canonical_json, now
+from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec, canonical_json, now
 from orchestrator.search.dimensions import Choice
 from orchestrator.search.interrupts import interruptible
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
@@ -72,6 +72,8 @@ def launch(
     space_file: str | Path,
     *,
     trials: int | None = None,
+    train_flops: str | int | None = None,
+    hours: float | None = None,
     storage: str | Path | Uri = "results",
     address: str | None = None,
     cpus_per_trial: float | None = None,
@@ -80,7 +82,7 @@ def launch(
     run_trial: RunTrial | None = None,
     check_trial: CheckTrial | None = None,
 ) -> Summary:
-    """Run the search of a space file until its budget of trials is used up. The study lies in `storage`/<its name>;
+    """Run the search of a space file until its budget is used up. The study lies in `storage`/<its name>;
     `storage` is a folder or a URI such as s3://bucket/studies.
 
     The same call starts, resumes and extends a study; one process at a time may drive it. `address` is that of a Ray
@@ -89,7 +91,11 @@ def launch(
     InvalidInput for anything that is wrong with the space, the study or the machine; SIGINT and SIGTERM raise
     SystemExit, and the next launch goes on.
     """
-    space = _overridden(SearchSpace.read(space_file), trials, cpus_per_trial, gpus_per_trial)
+    space = _overridden(
+        SearchSpace.read(space_file),
+        {"trials": trials, "train_flops": train_flops, "hours": hours},
+        {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial},
+    )
     _check_address(address)
     console = console or Console()
 
@@ -113,11 +119,13 @@ def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
     with this.store.exclusive("driver"):
         damaged = this.store.replaced()
         _bind(this.store, this.space)
-        proposals = Proposals(this.space, this.store.root / JOURNAL_FILE, trials=this.space.budget.trials)
+        proposals = Proposals(this.space, this.store.root / JOURNAL_FILE)
         counts = Counts(
             target=proposals.target,
             done=proposals.finished,
             failed=len(proposals.failures),
+            stopped=len(proposals.stops),
+            left=proposals.left,
             points={point.key: point for point in this.store.points()},
         )
         _announce(this, proposals)
@@ -133,29 +141,28 @@ def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: 
     _set_environment(this.address)
     from orchestrator.search import session
 
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources)
+    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space)
     with session.connected(this.address, this.space.resources):
         install_handlers()
         with Progress(this.console, this.space.name, counts) as progress:
             session.run(proposals, this.store, job, progress)
-    if proposals.finished < proposals.target:  # Tune ends early, and well, at SIGUSR1
+    if proposals.finished < proposals.target and not proposals.time_is_up:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")
         raise SystemExit(1)
 
 
-def _overridden(
-    space: SearchSpace, trials: int | None, cpus_per_trial: float | None, gpus_per_trial: float | None
-) -> SearchSpace:
+def _overridden(space: SearchSpace, budget: Mapping[str, Any], resources: Mapping[str, Any]) -> SearchSpace:
     """The space with what the command line says in place of what the file says."""
-    given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial}
-    resources = space.resources.model_dump() | {name: value for name, value in given.items() if value is not None}
-    budget = space.budget.model_dump() | ({} if trials is None else {"trials": trials})
     return space.model_copy(
         update={
-            "budget": check_section(Budget, budget, "budget"),
-            "resources": check_section(Resources, resources, "resources"),
+            "budget": check_section(Budget, _given(space.budget, budget), "budget"),
+            "resources": check_section(Resources, _given(space.resources, resources), "resources"),
         }
     )
+
+
+def _given(section: Record, values: Mapping[str, Any]) -> dict[str, Any]:
+    return section.model_dump() | {name: value for name, value in values.items() if value is not None}
 
 
 def _check_address(address: str | None) -> None:
@@ -220,10 +227,23 @@ def _announce(this: _Launch, proposals: Proposals) -> None:
     done, target = proposals.finished, proposals.target
     place = f"{this.space.name} in {this.store.root}"
     if proposals.over:
-        more = "" if proposals.exhausted else f"; --trials {max(target, done) + 4} goes on"
-        say(this.console, f"nothing to do for {place}: {done} of {this.space.budget.trials} trials are done{more}")
+        more = "the space holds no other trial" if proposals.exhausted else _larger(proposals, this.space.budget)
+        say(this.console, f"nothing to do for {place}: {done} trials are done; {more}")
     else:
         say(this.console, f"search {place}: {target} trials" + (f", {done} of them done" if done else ""))
+        say(this.console, f"budget left: {proposals.left}")
+
+
+def _larger(proposals: Proposals, budget: Budget) -> str:
+    """Which budget is used up, and how to go on."""
+    if proposals.time_is_up and budget.hours is not None:
+        option = f"--hours {2 * budget.hours:g}"
+    elif proposals.finished >= budget.trials:
+        option = f"--trials {proposals.finished + 4}"
+    else:
+        assert budget.train_flops is not None
+        option = f"--train-flops {format_flops(2 * budget.train_flops).replace(' ', '')}"
+    return f"the budget is used up ({proposals.spent}); {option} goes on"
 
 
 def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
@@ -236,6 +256,8 @@ def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
         f"{proposals.finished} trials done, {len(failures)} failed; {len(points)} points; in this launch "
         f"{len(counts.computed)} stages computed, {counts.reused} reused",
     )
+    if proposals.stops:
+        say(this.console, f"{len(proposals.stops)} trials stopped early, what was left of them could not matter")
     for index, reason in failures.items():
         say(this.console, f"trial {index} failed: {reason}")
     for frozen in Study(this.store.root).frozen().itertuples():
@@ -243,6 +265,8 @@ def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
         say(this.console, f"group {frozen.group} ({frozen.channels} channels) left whole in {where}: {frozen.reason}")
     if proposals.exhausted:
         say(this.console, "the space holds no other trial")
+    elif proposals.finished < this.space.budget.trials and proposals.spent:
+        say(this.console, _larger(proposals, this.space.budget))
     for command in _next_commands(this.store, points):
         say(this.console, command)
     return Summary(

@@ -4,11 +4,13 @@ Each launch is a new session: what is to be kept lies in the stage store and in 
 """
 
 import importlib
+import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +19,15 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.stopper import FunctionStopper
 
 from orchestrator.files import Place, StorageFault, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
-from orchestrator.search.proposer import ENDED, INDEX, SPEC, Proposer, last_row
-from orchestrator.search.space import Resources
+from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, last_row
+from orchestrator.search.space import Resources, SearchSpace, Stopping
+from orchestrator.search.stopping import reason_to_stop
 from orchestrator.store import StageStore
 
 RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
@@ -39,12 +43,14 @@ class Job:
     root: Place
     function: str  # "module:name" of the trial function
     resources: Resources
+    stopping: Stopping
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Place, resources: Resources) -> "Job":
-        return cls(root=root, function=f"{run_trial.__module__}:{run_trial.__qualname__}", resources=resources)
+    def of(cls, run_trial: RunTrial, root: Place, space: SearchSpace) -> "Job":
+        function = f"{run_trial.__module__}:{run_trial.__qualname__}"
+        return cls(root=root, function=function, resources=space.resources, stopping=space.stopping)
 
     @property
     def device(self) -> str:
@@ -113,6 +119,7 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
             storage_path=str(folder.absolute()),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             callbacks=[Watcher(proposer, proposals, store, progress)],
+            stop=FunctionStopper(lambda trial_id, result: proposals.time_is_up),
             verbose=0,
         ),
     )
@@ -121,6 +128,7 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
     except tune.TuneError as error:
         raise _fault(error) or error from None
     finally:
+        proposals.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -146,8 +154,12 @@ def work(config: dict[str, Any], job: Job) -> None:
     def report(point: Point) -> None:
         tune.report({"key": point.key, "accuracy": point.accuracy, "flops_kept": point.flops_kept})
 
+    def stop(points: Sequence[Point]) -> str | None:
+        return reason_to_stop(spec, points, frontier, job.stopping)
+
     spec = TrialSpec.model_validate_json(config[SPEC])
-    tune.report(last_row(run_trial(spec, StageStore(job.root), report, device=job.device)))
+    frontier = [(flops_kept, accuracy) for flops_kept, accuracy in json.loads(config[FRONTIER])]
+    tune.report(last_row(run_trial(spec, StageStore(job.root), report, device=job.device, stop=stop)))
 
 
 def _find(job: Job) -> RunTrial:
@@ -171,9 +183,13 @@ class Watcher(tune.Callback):
         self._proposals = proposals
         self._store = store
         self._progress = progress
+        self._begun = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled by Tune for a restore that is never made
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._proposals.spend(time.monotonic() - self._begun)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._progress.started(trial.config[INDEX])
@@ -182,22 +198,34 @@ class Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if result.get(ENDED):
-            self._ended(trial, result["failure"], result["computed"], result["reused"])
+            self._ended(trial, result["failure"], result["stopped"], result["computed"], result["reused"])
         else:
-            self._progress.found(trial.config[INDEX], self._store.point(result["key"]))
+            point = self._store.point(result["key"])
+            if point.iteration:
+                self._proposals.passed(trial.config[INDEX])
+            self._progress.found(trial.config[INDEX], point)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         traceback = Path(trial.error_file).read_text() if trial.error_file else ""
         failed = self._proposer.give_up(trial.trial_id, *_cause(traceback), traceback)
         self._ended(trial, failed)
 
-    def _ended(self, trial: Any, failure: str | None, computed: Sequence[str] = (), reused: Sequence[str] = ()) -> None:
+    def _ended(
+        self,
+        trial: Any,
+        failure: str | None,
+        stopped: str | None = None,
+        computed: Sequence[str] = (),
+        reused: Sequence[str] = (),
+    ) -> None:
         self._progress.ended(
             trial.config[INDEX],
             failure=failure,
+            stopped=stopped,
             computed=computed,
             reused=len(reused),
             target=self._proposals.target,
+            left=self._proposals.left,
         )
 
 

@@ -9,8 +9,10 @@
               { low = 0.01, high = 0.1, log = true }               any number in between
               { low = 3, high = 6 }                                any whole number, where the field is one
               { choices = ["oicsr", "filter_norm"] }
-[budget]      how far to go:         trials
-[proposals]   how to choose:         seed, parallel, startup
+[budget]      how far to go:         trials, train_flops, hours
+[proposals]   how to choose:         seed, parallel, startup, guide
+[limits]      what is of use:        max_flops, max_params, max_latency_ms, min_accuracy
+[stopping]    what cannot matter:    rule, margin
 [resources]   what a trial takes:    cpus_per_trial, gpus_per_trial
 """
 
@@ -20,11 +22,12 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice, product
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, ValidationInfo, model_validator
 
-from orchestrator.record import InvalidInput, Record, Schedule, TrialSpec
+from orchestrator.collector.query import parse_flops
+from orchestrator.record import InvalidInput, Record, Schedule, Share, TrialSpec
 from orchestrator.search.dimensions import Dimension, parse_dimension
 from orchestrator.search.messages import FieldError, explain, known, show
 
@@ -38,18 +41,48 @@ ADDED_LATER = {
 CORNERS = 4096  # combinations of extreme values that are tried out when a space is read
 
 
+def _count(value: Any, info: ValidationInfo) -> Any:
+    """A number as people write it, "60M" or 6e7, as a whole one."""
+    if isinstance(value, str):
+        return parse_flops(value, str(info.field_name))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0.0)]
+
+
 class Budget(Record):
-    """How far a search goes; may be raised later."""
+    """How far a search goes; may be raised later. What is used up first ends it."""
 
     trials: Annotated[int, Field(ge=1)] = 16
+    train_flops: Count | None = None  # forward flops x samples x 3, of all stages that were computed
+    hours: Positive | None = None  # of all launches together
 
 
 class ProposalSettings(Record):
-    """How settings are chosen. Part of a study's definition: they decide which trials it consists of."""
+    """How settings are chosen. The first three are part of a study's definition: they tell one search from another."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     parallel: Annotated[int, Field(ge=1)] = 4  # trials that may be under way at once, however many fit the machine
     startup: Annotated[int, Field(ge=1)] = 8  # the first so many are drawn at random
+    guide: Literal["gain", "prefixes"] = "gain"  # see guides.py
+
+
+class Limits(Record):
+    """What a model must keep to, to be of use. Others are recorded too, but do not guide the search."""
+
+    max_flops: Count | None = None
+    max_params: Count | None = None
+    max_latency_ms: Positive | None = None  # trial.latency_batch says of what
+    min_accuracy: Share | None = None
+
+
+class Stopping(Record):
+    """When a trial ends before its last iteration: see stopping.py."""
+
+    rule: Literal["dominated", "none"] = "dominated"
+    margin: Share = 0.05  # of accuracy
 
 
 class Resources(Record):
@@ -65,6 +98,15 @@ class Resources(Record):
         return self
 
 
+SECTIONS: dict[str, type[Record]] = {
+    "budget": Budget,
+    "proposals": ProposalSettings,
+    "limits": Limits,
+    "stopping": Stopping,
+    "resources": Resources,
+}
+
+
 class SearchSpace(Record):
     """A checked search-space file. `dimensions` are the varied fields by their dotted name, in the file's order."""
 
@@ -73,6 +115,8 @@ class SearchSpace(Record):
     dimensions: dict[str, Dimension]
     budget: Budget
     proposals: ProposalSettings
+    limits: Limits
+    stopping: Stopping
     resources: Resources
 
     @classmethod
@@ -103,14 +147,16 @@ class SearchSpace(Record):
     def definition(self) -> dict[str, Any]:
         """All that makes the study what it is; a space of another definition needs another study folder.
 
-        Budget and resources are left out: they may change from one launch to the next.
+        Budget and resources are left out, and so is what decides about later proposals alone (the guide, limits,
+        stopping): they may change from one launch to the next.
         """
         fixed = next(self.corners()).model_dump(mode="json")  # defaults filled in: writing one out changes nothing
         later = [name for name, default in ADDED_LATER.items() if fixed[name] == default]
         for name in (*self.dimensions, *IN_NO_STUDY, *later):
             _drop(fixed, name)
         searched = {name: dimension.model_dump(mode="json") for name, dimension in self.dimensions.items()}
-        return {"trial": fixed, "search": searched, "proposals": self.proposals.model_dump(mode="json")}
+        proposals = self.proposals.model_dump(mode="json", exclude={"guide"})
+        return {"trial": fixed, "search": searched, "proposals": proposals}
 
 
 def check_section(section: type[T], values: Mapping[str, Any], name: str) -> T:
@@ -135,7 +181,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _parse(name: str, raw: dict[str, Any]) -> SearchSpace:
-    sections = ("trial", "search", "budget", "proposals", "resources")
+    sections = ("trial", "search", *SECTIONS)
     for section, content in raw.items():
         known(section, sections, prefix="")
         if not isinstance(content, dict):
@@ -143,14 +189,10 @@ def _parse(name: str, raw: dict[str, Any]) -> SearchSpace:
     fixed = raw.get("trial", {})
     dimensions = dict(_dimensions(raw.get("search", {})))
     _check_fixed(fixed, dimensions)
-    space = SearchSpace(
-        name=name,
-        trial=fixed,
-        dimensions=dimensions,
-        budget=_section(Budget, raw.get("budget", {}), "budget"),
-        proposals=_section(ProposalSettings, raw.get("proposals", {}), "proposals"),
-        resources=_section(Resources, raw.get("resources", {}), "resources"),
-    )
+    checked: dict[str, Any] = {s: _section(kind, raw.get(s, {}), s) for s, kind in SECTIONS.items()}
+    space = SearchSpace(name=name, trial=fixed, dimensions=dimensions, **checked)
+    if space.limits.max_latency_ms is not None and not (fixed.get("latency_batch") or "latency_batch" in dimensions):
+        raise FieldError("limits.max_latency_ms needs trial.latency_batch, the batch whose latency is measured")
     _try_out(space)
     return space
 

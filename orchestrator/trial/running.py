@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -49,8 +49,11 @@ def run(
     report: Callable[[Point], None] = lambda point: None,
     *,
     device: str = "cpu",
+    stop: Callable[[Sequence[Point]], str | None] = lambda points: None,
 ) -> Outcome:
     """Run a trial's stages in order; `report` gets each point as soon as its stage is published.
+
+    After each point but the last, `stop` is asked with all so far; its reason, if it gives one, ends the trial well.
 
     A trial that diverges, runs out of memory or raises ends as a recorded failure in the Outcome, with the points it
     had passed; it never raises for that. A stage that once diverged is not tried again: its key gives its result.
@@ -58,21 +61,30 @@ def run(
     """
     trial: _Trial | None = None
     failure: Failure | None = None
+    stopped: str | None = None
     points: list[Point] = []
     try:
         trial = _Trial(spec, store, device)
         for point in trial.points():
             points.append(point)
             report(point)
+            stopped = stop(points) if point.iteration < spec.iterations else None
+            if stopped is not None:
+                break
     except FailedStage as error:
         failure = error.failure
     except Exception as error:  # the one broad except: whatever the user's model or data does ends this trial alone
         failure = _failure(spec, trial.at.key if trial and trial.at else None, error)
         with suppress(StorageFault):  # the storage may be what failed; the driver hears of it all the same
             store.record_failure(failure)
-    computed = tuple(trial.computed) if trial else ()
-    reused = tuple(trial.reused) if trial else ()
-    return Outcome(points=tuple(points), failure=failure, computed=computed, reused=reused)
+    return Outcome(
+        points=tuple(points),
+        failure=failure,
+        stopped=stopped,
+        stages=tuple(trial.passed) if trial else (),
+        computed=tuple(trial.computed) if trial else (),
+        reused=tuple(trial.reused) if trial else (),
+    )
 
 
 class _Trial:
@@ -82,6 +94,7 @@ class _Trial:
         self.setting, self.store = Setting.of(spec), store
         self.steps = tuple(steps(self.setting))
         self.networks = Networks(self.setting, self.steps[0].key, store, torch.device(device))
+        self.passed: list[str] = []
         self.computed: list[str] = []
         self.reused: list[str] = []
         self.at: Step | None = None  # the stage under way
@@ -91,6 +104,7 @@ class _Trial:
         for step in self.steps:
             self.at = step
             _, computed = self.store.obtain(step.key, partial(self._compute, step))
+            self.passed.append(step.key)
             (self.computed if computed else self.reused).append(step.key)
             self.path_cost = self.path_cost + self.store.stage(step.key).cost
             if step.kind != "sparse":

@@ -114,3 +114,28 @@ def test_a_result_that_does_not_fit_into_its_first_operand_is_refused() -> None:
 def test_all_else_is_left_to_pytorch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     with pytest.raises(NotImplementedError):
         shapes_of(func, args, kwargs)
+
+
+def test_products() -> None:
+    a, b, bias = empty(5, 3), empty(3, 4), empty(4)
+    assert_like(shapes_of(aten.mm.default, (a, b), {}), aten.mm.default(a, b))
+    for added in (bias, empty(1)):
+        assert_like(shapes_of(aten.addmm.default, (added, a, b), {}), aten.addmm.default(added, a, b))
+
+
+@pytest.mark.parametrize(
+    ("bias", "a", "b", "message"),
+    [
+        ((4,), (5, 3), (2, 4), r"a product of \[5, 3\] and \[2, 4\]"),
+        ((3,), (5, 3), (3, 4), r"a bias of \[3\] meets \[5, 4\]"),
+    ],
+)
+def test_what_no_product_takes(bias: Any, a: Any, b: Any, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        shapes_of(aten.addmm.default, (empty(*bias), empty(*a), empty(*b)), {})
+
+
+@pytest.mark.parametrize("bias", [empty(5, 4), empty(4, dtype=torch.float64)])
+def test_a_product_with_another_kind_of_bias_is_left_to_pytorch(bias: Tensor) -> None:
+    with pytest.raises(NotImplementedError):
+        shapes_of(aten.addmm.default, (bias, empty(5, 3), empty(3, 4)), {})

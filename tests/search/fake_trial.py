@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.record import (
@@ -30,6 +30,7 @@ from orchestrator.record import (
 )
 from orchestrator.store import StageStore, write_record
 
+TRAIN_FLOPS = 1000  # of every stage
 FROZEN = FrozenGroup(group="conv1", channels=32, reason="cut and masked network differ by 1.0e-01")
 
 
@@ -39,8 +40,18 @@ def points_of(spec: TrialSpec) -> list[Point]:
     return [_point(spec, iteration, key) for iteration, key in enumerate(keys)]
 
 
+def stages_of(spec: TrialSpec) -> list[str]:
+    """The keys of the stages of a trial, in order."""
+    return [stage_key(*stage) for stage in _path(spec)]
+
+
 def run(
-    spec: TrialSpec, store: StageStore, report: Callable[[Point], None] = lambda point: None, *, device: str = "cpu"
+    spec: TrialSpec,
+    store: StageStore,
+    report: Callable[[Point], None] = lambda point: None,
+    *,
+    device: str = "cpu",
+    stop: Callable[[Sequence[Point]], str | None] = lambda points: None,
 ) -> Outcome:
     """What trial.run does, as seen from outside, in no time."""
     _misbehave(spec, store)
@@ -51,8 +62,15 @@ def run(
         )
         return Outcome(points=(), failure=full)
     points: list[Point] = []
+    stages: list[str] = []
     computed: list[str] = []
     reused: list[str] = []
+    stopped: str | None = None
+
+    def outcome(*, failure: Failure | None = None, stopped: str | None = None) -> Outcome:
+        keys = {"stages": tuple(stages), "computed": tuple(computed), "reused": tuple(reused)}
+        return Outcome(points=tuple(points), failure=failure, stopped=stopped, **keys)
+
     for parent, kind, parameters in _path(spec):
         key = stage_key(parent, kind, parameters)
         if kind == "cut" and len(points) == 2 and _asked(spec, "diverges"):
@@ -60,7 +78,7 @@ def run(
                 key=key, spec=spec, reason="diverged", message="the loss is NaN", traceback="", **whereabouts()
             )
             store.record_failure(failure)
-            return Outcome(points=tuple(points), failure=failure, computed=tuple(computed), reused=tuple(reused))
+            return outcome(failure=failure)
         _, new = store.obtain(
             key,
             _computation(
@@ -72,18 +90,22 @@ def run(
                     kind=kind,
                     parameters=parameters,
                     frozen=(FROZEN,) if kind == "cut" and "freezes" in spec.method_options else (),
-                    cost=Cost(),
+                    cost=Cost(train_flops=TRAIN_FLOPS),
                     **whereabouts(),
                 ),
             ),
         )
+        stages.append(key)
         (computed if new else reused).append(key)
         if new:
             _note(store, key)
         if kind != "sparse":
             points.append(store.point(key))
             report(points[-1])
-    return Outcome(points=tuple(points), computed=tuple(computed), reused=tuple(reused))
+            stopped = stop(points) if len(points) <= spec.iterations else None
+            if stopped is not None:
+                break
+    return outcome(stopped=stopped)
 
 
 def check(spec: TrialSpec) -> tuple[str, ...]:
