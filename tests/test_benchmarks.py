@@ -117,3 +117,43 @@ def test_pruned_networks_leave_unharmed(run: Run) -> None:
 def test_export_names_the_network_that_is_unknown(run: Run) -> None:
     (complaint,) = run("export", "cifarnot", code=2)
     assert complaint.startswith("error: unknown model 'cifarnot'; did you mean cifarnet")
+
+
+def test_many_trials_are_simulated(run: Run) -> None:
+    rows = run("many_trials", "--trials", "12", "--slots", "4", "--points", "300")
+    header, _, *quarters = rows[:6]
+    assert cells(header)[0] == "trials"
+    assert [cells(row)[0] for row in quarters] == ["3", "6", "9", "12"]
+    for row in quarters:
+        busy, waiting, idle = (float(cell.rstrip("%")) for cell in cells(row)[-3:])
+        assert busy > 0
+        assert 99 <= busy + waiting + idle <= 101
+    questions = {tuple(cells(row)[:2]) for row in rows[8:]}
+    assert ("front", "300") in questions
+    assert "the search opened again" in {name for name, _ in questions}
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_overhead_finds_the_same_stages_both_ways(run: Run) -> None:
+    header, _, row = run("overhead", *["--trials", "2", "--seconds", "0.1", "--workers", "1", "--empty", "2"])
+    found = dict(zip(cells(header), cells(row), strict=True))
+    assert (found["workers"], found["trials"], found["same stages"]) == ("1", "2", "yes")
+    assert 0 <= float(found["outside stages, launch"].rstrip("%")) <= 100
+    (complaint,) = run("overhead", "--workers", "1000", code=2)
+    assert complaint.startswith("error: 1000 workers; this machine has ")
+
+
+def test_the_gpu_check_runs_without_a_gpu(run: Run) -> None:
+    rows = run("gpu", "--device", "cpu", "--tiny")
+    kinds = [cells(row)[2] for row in rows if row.startswith("| cifarnet | 16 |")]
+    assert kinds[0] == "bfloat16, channels_last"
+    assert len(kinds) == 5 + 1  # and the row of the penalty's step
+    assert any(row.startswith("| deployed, float32 | 8 |") for row in rows)
+    assert cells(rows[-1])[:2] == ["2", "4 of 4"]
+
+
+def test_the_gpu_check_goes_on_after_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("gpu", "--device", "cpu", "--tiny", "--parts", "pruned", "precision", code=1) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (complaint,) = run("gpu", "--device", "cuda", code=2)
+    assert complaint == "error: PyTorch finds no CUDA GPU here; --device cpu --tiny runs a small version"

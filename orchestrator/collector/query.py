@@ -1,7 +1,8 @@
 """What a study has found, as frames and objects: `Study("digits_cifarnet").best(max_flops="2M")`.
 
 All of it is read from the stage store. index.parquet is a copy that saves opening a file for every stage; it is
-brought up to date at each question, made anew when it is damaged, and may be thrown away.
+brought up to date at each question, made anew when it is damaged, and may be thrown away. A study of a million points
+is a table of columns all the way: Python objects are made of the rows that are asked for, and of no others.
 """
 
 import difflib
@@ -18,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
@@ -68,6 +71,7 @@ SCHEMA = pa.schema(
         ("created", pa.string()),
     ]
 )
+REPEATED = ["kind", "model", "dataset", "method", "frozen_groups"]  # a few values again and again
 DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
 FAILURE_COLUMNS = [
     "key",
@@ -136,16 +140,17 @@ class Study:
 
     def points(self) -> pd.DataFrame:
         """All points, the oldest first: one row each, with the columns of SCHEMA."""
-        rows = [row for row in self._rows() if row["flops"] is not None]
-        return pd.DataFrame(rows, columns=SCHEMA.names, dtype=object).astype(DTYPES)
+        return _frame(_oldest_first(_points(self._table())))
 
     def front(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> pd.DataFrame:
         """The frontier within the limits, in ascending order of flops; the columns are those of points().
 
         Raises EmptyStudy while there is no point at all.
         """
-        tidy = self._some_points().sort_values(["params", "key"])
-        front = tidy[frontier_mask(tidy["accuracy"], tidy["flops"])].sort_values("flops", ignore_index=True)
+        points = self._some_points()
+        tidy = np.argsort(points["params"].to_numpy(), kind="stable")  # of equal params, in the order of the keys
+        accuracy, flops = (points[name].to_numpy()[tidy] for name in ("accuracy", "flops"))
+        front = _frame(points.take(tidy[frontier_mask(accuracy, flops)])).sort_values("flops", ignore_index=True)
         return _within(front, _flops_limit(max_flops), _accuracy_limit(min_accuracy)).reset_index(drop=True)
 
     def best(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> Point:
@@ -169,7 +174,8 @@ class Study:
 
     def frozen(self) -> pd.DataFrame:
         """The groups that verification kept whole: group, channels, reason, and in how many stages."""
-        keys = [row["key"] for row in self._rows() if row["frozen_groups"] is not None]
+        table = self._table()
+        keys = _oldest_first(table.filter(pc.is_valid(table["frozen_groups"])))["key"].to_pylist()
         found = [frozen.model_dump() for key in keys for frozen in self.store.stage(key).frozen]
         groups = pd.DataFrame(found, columns=["group", "channels", "reason"]).groupby("group", sort=False)
         answers = {"channels": ("channels", "max"), "stages": ("group", "size"), "reason": ("reason", "first")}
@@ -177,13 +183,15 @@ class Study:
 
     def status(self) -> Status:
         """How far the study is; answers from the first minute on."""
-        rows, points, trials = self._rows(), self.points(), self.store.trials()
-        costs = {row["key"]: row["train_flops"] for row in rows}
+        table, trials = self._table(), self.store.trials()
+        points = _points(table)
+        accuracy, flops_kept = points["accuracy"].to_numpy(), points["flops_kept"].to_numpy()
+        costs = dict(zip(table["key"].to_pylist(), table["train_flops"].to_pylist(), strict=True))
         uses = Counter(key for trial in trials for key in trial.stages if key in costs)
         return Status(
             path=self.path,
             driver=self.store.occupant("driver"),
-            stages={kind: sum(row["kind"] == kind for row in rows) for kind in get_args(StageKind)},
+            stages={kind: pc.sum(pc.equal(table["kind"], kind)).as_py() or 0 for kind in get_args(StageKind)},
             points=len(points),
             failures=len(self.failures()),
             duplicates=self.store.duplicates(),
@@ -192,10 +200,10 @@ class Study:
             reused=uses.total() - len(uses),
             train_flops_saved=math.fsum(costs[key] * (count - 1) for key, count in uses.items()),
             damaged=(*self.damaged.values(), *map(str, self.store.damaged())),
-            hypervolume=hypervolume(points["accuracy"], points["flops_kept"]),
-            best_at=best_at(points["accuracy"], points["flops_kept"]),
-            train_flops=math.fsum(row["train_flops"] for row in rows),
-            seconds=math.fsum(row["seconds"] for row in rows),
+            hypervolume=hypervolume(accuracy, flops_kept),
+            best_at=best_at(accuracy, flops_kept),
+            train_flops=math.fsum(table["train_flops"].to_pylist()),
+            seconds=math.fsum(table["seconds"].to_pylist()),
         )
 
     def export(self, key: str, output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -215,37 +223,49 @@ class Study:
         except OSError as error:
             raise InvalidInput(f"{output_dir}: cannot be written ({error.strerror or error})") from error
 
-    def _some_points(self) -> pd.DataFrame:
-        points = self.points()
-        if points.empty:
+    def _some_points(self) -> pa.Table:
+        points = _points(self._table())
+        if len(points) == 0:
             failed = len(self.failures())
             why = f"; {failed} failed: see `orchestrator status`" if failed else "; the dense model's comes first"
             raise EmptyStudy(f"{self.path}: no point so far{why}")
         return points
 
     def _full_key(self, key: str) -> str:
-        found = [row["key"] for row in self._rows() if row["key"].startswith(key) and row["flops"] is not None]
+        keys = _points(self._table())["key"]
+        found = keys.filter(pc.starts_with(keys, key)).to_pylist()
         if len(found) != 1:
             raise InvalidInput(f"{self.path}: {len(found) or 'no'} points have a key that starts with {key!r}")
         return str(found[0])
 
-    def _rows(self) -> list[Row]:
-        """One row for each published stage, the oldest first. Only stages that are not in the index are opened."""
-        keys = self.store.keys()
-        replaced = self.store.replaced()
-        known = {key: row for key, row in _read_index(self.store).items() if key not in replaced}
-        self.store.read_ahead([key for key in keys if key not in known])
-        rows, self.damaged = [], {}
+    def _table(self) -> pa.Table:
+        """One row for each published stage, in the order of their keys. Only those not in the index are opened."""
+        keys = pa.array(self.store.keys(), pa.string())
+        index = _read_index(self.store)
+        replaced = pa.array(sorted(self.store.replaced()), pa.string())
+        known = index.filter(pc.invert(pc.is_in(index["key"], replaced))) if len(replaced) else index
+        self.damaged = {}
+        if known["key"].combine_chunks().equals(keys):
+            return known
+        new = keys.filter(pc.invert(pc.is_in(keys, known["key"].combine_chunks())))
+        rows = pa.Table.from_pylist(self._new_rows(new.to_pylist()), schema=SCHEMA)
+        table = pa.concat_tables([known.filter(pc.is_in(known["key"], keys)), rows]).sort_by("key")
+        if not table.equals(index):
+            with suppress(InvalidInput, OSError):  # a study that may only be read is read without an index
+                self.store.write_bytes(INDEX_FILE, _parquet(table))
+        return table
+
+    def _new_rows(self, keys: list[str]) -> list[Row]:
+        """Rows of stages, opened one by one; what cannot be read is noted in `damaged`."""
+        rows = []
+        self.store.read_ahead(keys)
         for key in keys:
             try:
-                rows.append(known[key] if key in known else self._row(key))
+                rows.append(self._row(key))
             except DamagedStage as error:
                 self.damaged[key] = str(error)
         self.store.read_ahead(())
-        if known.keys() != {row["key"] for row in rows}:
-            with suppress(InvalidInput, OSError):  # a study that may only be read is read without an index
-                self.store.write_bytes(INDEX_FILE, _parquet(rows))
-        return sorted(rows, key=lambda row: (row["created"], row["key"]))
+        return rows
 
     def _row(self, key: str) -> Row:
         stage = self.store.stage(key)
@@ -361,21 +381,33 @@ def _failure_row(failure: Failure) -> Row:
     return {name: row[name] for name in FAILURE_COLUMNS}
 
 
-def _read_index(store: StageStore) -> dict[str, Row]:
-    """The index's rows by key; none if it is missing, damaged or of another version."""
+def _points(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_valid(table["flops"]))
+
+
+def _oldest_first(table: pa.Table) -> pa.Table:
+    """Ordered by `created`; of the same moment, in the order that the table has, which is that of the keys."""
+    return table.take(pc.sort_indices(table["created"]))
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    columns = {name: table[name].to_numpy().astype(kind) for name, kind in DTYPES.items()}
+    return pd.DataFrame({name: pd.Series(values, dtype=values.dtype) for name, values in columns.items()})
+
+
+def _read_index(store: StageStore) -> pa.Table:
+    """The index; empty if it is missing, damaged or of another version."""
     try:
         content = store.read_bytes(INDEX_FILE)
         table = None if content is None else pq.read_table(pa.BufferReader(content))
     except (DamagedRecord, pa.ArrowException, OSError):
-        return {}
-    if table is None or not table.schema.equals(SCHEMA):
-        return {}
-    return {row["key"]: row for row in table.to_pylist()}
+        return SCHEMA.empty_table()
+    return table if table is not None and table.schema.equals(SCHEMA) else SCHEMA.empty_table()
 
 
-def _parquet(rows: list[Row]) -> bytes:
+def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    pq.write_table(table, buffer, use_dictionary=REPEATED, compression="lz4")
     return buffer.getvalue()
 
 

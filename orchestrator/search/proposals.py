@@ -68,7 +68,6 @@ class _Entry:
     told: bool = False
     failure: str | None = None
     stopped: str | None = None
-    train_flops: int = 0  # of the stages that no trial before it had passed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +101,9 @@ class Proposals:
         self._guide = guide_named(space.proposals.guide, self._distributions, self._most)
         self._entries: list[_Entry] = []
         self._told = 0  # entries before this one are told
+        self._distinct = 0  # that are not known
+        self.finished = 0  # trials with a result, failed ones included
+        self.train_flops = 0  # of the stages of all these, each stage once
         self._asked_at = 0
         self._front = Front(space.limits)
         self._fronts: list[Steps] = [()]  # after so many were told
@@ -131,16 +133,6 @@ class Proposals:
         if self.time_is_up:
             return f"{self.seconds / 3600:.2f} of {budget.hours:g} hours"
         return None
-
-    @property
-    def finished(self) -> int:
-        """Trials with a result, failed ones included."""
-        return sum(entry.told for entry in self._entries if not entry.known)
-
-    @property
-    def train_flops(self) -> int:
-        """Of the stages of all trials with a result, each stage once."""
-        return sum(entry.train_flops for entry in self._entries[: self._told])
 
     @property
     def failures(self) -> dict[int, str]:
@@ -201,10 +193,6 @@ class Proposals:
         """Whether the budget of hours is used up: what runs then ends with its next point, to be gone on with later."""
         return self._budget.hours is not None and self.seconds >= self._budget.hours * 3600
 
-    @property
-    def _distinct(self) -> int:
-        return sum(not entry.known for entry in self._entries)
-
     def _adopt(self) -> None:
         """Take up what the journal holds."""
         for trial in self._study.get_trials(deepcopy=False):
@@ -238,6 +226,7 @@ class Proposals:
         elif not known:
             self._waiting.add(index, spec)
         self._reach[base] = max(self._reach.get(base, 0), spec.iterations)
+        self._distinct += not known
         self._entries.append(entry)
 
     def _next_asked_at(self) -> int:
@@ -253,7 +242,8 @@ class Proposals:
         """Count the next entry, which is told: `trial` is what the journal holds of it."""
         entry = self._entries[self._told]
         entry.stopped = trial.user_attrs.get(STOPPED)
-        entry.train_flops = trial.user_attrs.get(TRAIN_FLOPS, 0)
+        self.train_flops += trial.user_attrs.get(TRAIN_FLOPS, 0)
+        self.finished += not entry.known
         self._passed.update(trial.user_attrs.get(STAGES, ()))
         found = [Found(*point) for point in trial.user_attrs.get(POINTS, ())]
         if not entry.known:

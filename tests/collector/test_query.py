@@ -76,6 +76,14 @@ def test_the_front_is_the_frontier_of_the_points(asked: Study, study: StageStore
     assert asked.front()["key"].tolist() == expected
 
 
+def test_of_equal_points_the_front_has_the_one_with_the_fewest_params(study: StageStore) -> None:
+    first, second, third = [point.key for point in frontier(list(study.points()))][:3]
+    for key, params in ((first, 7), (second, 5), (third, 5)):
+        path = study.root / "stages" / key / "point.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "flops": 9, "accuracy": 0.99, "params": params}))
+    assert Study(study.root).front()["key"].tolist() == [min(second, third)]
+
+
 def test_the_front_within_limits(asked: Study) -> None:
     front = asked.front()
     limited = asked.front(max_flops="9M", min_accuracy=0.9)
