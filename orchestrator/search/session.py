@@ -21,7 +21,7 @@ import ray
 from ray import tune
 from ray.tune.stopper import FunctionStopper
 
-from orchestrator.files import Place, StorageFault, Uri
+from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
@@ -125,18 +125,11 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
     )
     try:
         tuner.fit()
-    except tune.TuneError as error:
-        raise _fault(error) or error from None
     finally:
         proposals.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fault(error: BaseException | None) -> StorageFault | None:
-    """What is wrong with the storage, if that is why Tune gave up."""
-    while error is not None and not isinstance(error, StorageFault):
-        error = error.__cause__ or error.__context__
-    return error
+    if proposer.fault is not None:
+        raise proposer.fault
 
 
 def _tune_folder(root: Place) -> Path:
