@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from orchestrator.files import StorageFault, reason_of
 from orchestrator.record import (
     Failure,
     FailureReason,
@@ -38,7 +42,11 @@ def last_row(outcome: Outcome) -> dict[str, Any]:
 
 
 class Proposer(Searcher):
-    """Hands out the study's proposals to Tune, and takes in how they ended."""
+    """Hands out the study's proposals to Tune, and takes in how they ended.
+
+    Storage that is full or stays away is no fault of a trial: it ends the launch, the trial is told of no end, and the
+    next launch runs it again. `fault` is what was wrong.
+    """
 
     def __init__(self, proposals: Proposals, store: StageStore) -> None:
         super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
@@ -46,11 +54,14 @@ class Proposer(Searcher):
         self._store = store
         self._specs: dict[str, tuple[int, TrialSpec]] = {}
         self._costs: dict[str, int] = {}  # train_flops of stages
+        self.fault: StorageFault | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher for a restore that this project never makes
 
     def suggest(self, trial_id: str) -> Any:
+        if self.fault is not None:
+            return Searcher.FINISHED
         proposal = self._proposals.next()
         if proposal is None:
             return Searcher.FINISHED if self._proposals.over else None
@@ -62,8 +73,14 @@ class Proposer(Searcher):
         """Tell how a trial ended. One without a last row was stopped, or its worker died: see give_up."""
         if error or not result or not result.get(ENDED):
             return
-        index, spec = self._specs.pop(trial_id)
+        with self._storage():
+            self._take_in(trial_id, result)
+
+    def _take_in(self, trial_id: str, result: dict[str, Any]) -> None:
         failure, stopped, stages = result["failure"], result["stopped"], tuple(result["stages"])
+        if failure is not None and failure.startswith("storage: "):
+            raise StorageFault(failure.removeprefix("storage: "))
+        index, spec = self._specs.pop(trial_id)
         points = tuple(self._store.point(key) for key in result["keys"])
         record = TrialRecord(index=index, spec=spec, stages=stages, failure=failure, stopped=stopped, created=now())
         self._store.record_trial(record)
@@ -72,6 +89,14 @@ class Proposer(Searcher):
 
     def give_up(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> str:
         """Record that a trial's worker could not go on, and tell it as failed; returns why in one line."""
+        with self._storage():
+            self._record_lost(trial_id, reason, message, traceback)
+        return f"{reason}: {message}"
+
+    def _record_lost(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> None:
+        fault = re.search(r"\bStorageFault: (.*)", message)
+        if fault is not None:
+            raise StorageFault(fault[1])
         index, spec = self._specs.pop(trial_id)
         # At which stage it was is not known here; the settings stand for it.
         key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
@@ -80,7 +105,15 @@ class Proposer(Searcher):
         said = f"{reason}: {message}"
         self._store.record_trial(TrialRecord(index=index, spec=spec, stages=(), failure=said, created=now()))
         self._proposals.complete(index, Result(failure=said))
-        return f"{reason}: {message}"
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageFault as fault:
+            self.fault = self.fault or fault
+        except OSError as error:  # of Optuna's own journal file
+            self.fault = self.fault or StorageFault(f"{self._store.root}: cannot be written ({reason_of(error)})")
 
     def _cost(self, key: str) -> int:
         if key not in self._costs:

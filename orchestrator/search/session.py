@@ -145,6 +145,8 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
     finally:
         proposals.close()
         shutil.rmtree(folder, ignore_errors=True)
+    if proposer.fault is not None:
+        raise proposer.fault
 
 
 def _tune_folder(root: Place) -> Path:

@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def run(
         failure = error.failure
     except Exception as error:  # the one broad except: whatever the user's model or data does ends this trial alone
         failure = _failure(spec, trial.at.key if trial and trial.at else None, error)
-        store.record_failure(failure)
+        with suppress(StorageFault):  # the storage may be what failed; the driver hears of it all the same
+            store.record_failure(failure)
     return Outcome(
         points=tuple(points),
         failure=failure,

@@ -3,7 +3,8 @@
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
 `seconds` a stage takes; `freezes` a group in every cut; a trial with the pruning_ratio `diverges` fails at its second
 cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, and one with
-`kills_once` only the first time.
+`kills_once` only the first time; one with `fills_once` finds the disk full, the first time; one
+with `loses_storage` raises that it is away, always.
 """
 
 import math
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orchestrator.files import StorageFault
 from orchestrator.record import (
     Cost,
     Failure,
@@ -55,6 +57,14 @@ def run(
 ) -> Outcome:
     """What trial.run does, as seen from outside, in no time."""
     _misbehave(spec, store)
+    if _asked(spec, "fills_once") and store.read_json("filled_once.json") is None:
+        store.write_json("filled_once.json", True)
+        full = Failure(
+            key="0" * 64, spec=spec, reason="storage", message="/disk: no space", traceback="", **whereabouts()
+        )
+        return Outcome(points=(), failure=full)
+    if _asked(spec, "loses_storage"):
+        raise StorageFault("/disk: away")
     points: list[Point] = []
     stages: list[str] = []
     computed: list[str] = []

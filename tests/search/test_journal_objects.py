@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_trial
 import optuna
 import pytest
+from test_proposals import end, opened
 
 from orchestrator.files import Files, LocalFiles, Patience, Uri, local, open_files
-from orchestrator.record import InvalidInput
+from orchestrator.record import InvalidInput, TrialSpec
 from orchestrator.search import journal
 from orchestrator.search.journal_objects import MERGED, ObjectJournal
 from orchestrator.search.proposals import Proposals
@@ -145,11 +145,11 @@ def test_a_missing_segment_is_named(files: Counted) -> None:
         ObjectJournal(files)
 
 
-def run(proposals: Proposals, stop_after: int = 10**9) -> list[str]:
-    ran: list[str] = []
+def run(proposals: Proposals, stop_after: int = 10**9) -> list[TrialSpec]:
+    ran: list[TrialSpec] = []
     while len(ran) < stop_after and (proposal := proposals.next()) is not None:
-        ran.append(proposal.spec.model_dump_json())
-        proposals.complete(proposal.index, fake_trial.points_of(proposal.spec))
+        ran.append(proposal.spec)
+        end(proposals, proposal)
     return ran
 
 
@@ -157,22 +157,21 @@ def test_proposals_are_the_same_in_a_file_and_on_object_storage(
     space: SearchSpace, object_storage: Uri, tmp_path: Path
 ) -> None:
     place = object_storage / tmp_path.name / "journal.log"
-    begun = run(Proposals(space, place, trials=6), stop_after=3)
-    again = Proposals(space, place, trials=6)
+    begun = run(opened(space, place, 6), stop_after=3)
+    again = opened(space, place, 6)
     assert again.finished == 3
     begun += run(again)
-    assert begun == run(Proposals(space, tmp_path / "journal.log", trials=6))
-    stored = [study.get_trials() for study in (loaded(place, space), loaded(tmp_path / "journal.log", space))]
-    assert [[(t.state, t.values, t.params) for t in trials] for trials in stored[:1]] == [
-        [(t.state, t.values, t.params) for t in stored[1]]
-    ]
+    assert begun == run(opened(space, tmp_path / "journal.log", 6))
+    there, here = (stored(at, space) for at in (place, tmp_path / "journal.log"))
+    assert there == here
     segments = open_files(place).names("")
     content = b"".join(open_files(place).read(name) or b"" for name in segments)
     assert all("op_code" in json.loads(line) for line in content.splitlines())
 
 
-def loaded(place: Any, space: SearchSpace) -> optuna.Study:
-    return optuna.load_study(study_name=space.name, storage=journal.open_journal(place))
+def stored(place: Any, space: SearchSpace) -> list[Any]:
+    study = optuna.load_study(study_name=space.name, storage=journal.open_journal(place))
+    return [(trial.state, trial.values, trial.params) for trial in study.get_trials()]
 
 
 def test_a_journal_in_a_bucket_that_is_missing(object_storage: Uri) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fake_trial import TRAIN_FLOPS, points_of, stages_of
 
 from orchestrator.collector.query import format_flops
+from orchestrator.files import Place
 from orchestrator.record import InvalidInput, Point, TrialSpec
 from orchestrator.search import journal, proposals
 from orchestrator.search.proposals import Proposal, Proposals, Result
@@ -20,7 +21,7 @@ from orchestrator.search.space import Budget, SearchSpace
 Told = list[tuple[dict[str, Any], Any, Any, Any]]
 
 
-def opened(space: SearchSpace, path: Path, trials: int, **more: Any) -> Proposals:
+def opened(space: SearchSpace, path: Place, trials: int, **more: Any) -> Proposals:
     return Proposals(space, path, budget=Budget(trials=trials, **more))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.collector import frontier
-from orchestrator.record import InvalidInput, Point
+from orchestrator.files import StorageFault
+from orchestrator.record import InvalidInput, Outcome, Point
 from orchestrator.search import SearchSpace, Summary, launch, runner
+from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Resources
 from orchestrator.store import Occupied, StageStore
 
@@ -217,6 +220,42 @@ def test_a_stopped_search_ends_as_if_left_alone(search: Search, space_file: Writ
     assert front(search.store()) == front(undisturbed.store())
     assert search.store().keys() == undisturbed.store().keys()
     assert search.store().duplicates() == 0
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_a_full_disk_ends_the_launch_and_no_trial(search: Search, space_file: Write) -> None:
+    choices = {"{ low = 0.2, high = 0.5, step = 0.05 }": "{ choices = [0.3, 0.35] }"}
+    space = space_file("small", **{"[trial]": OPTIONS % "fills_once = 0.35", **choices})
+    with pytest.raises(StorageFault, match=r"^/disk: no space$"):
+        search(space)
+    assert search.store().occupant("driver") is None
+    summary = search(space)
+    assert summary.failures == {}
+    assert summary.exhausted
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_storage_that_a_worker_cannot_reach_ends_the_launch(search: Search, space_file: Write) -> None:
+    choices = {"{ low = 0.2, high = 0.5, step = 0.05 }": "{ choices = [0.3, 0.35] }"}
+    space = space_file("small", **{"[trial]": OPTIONS % "loses_storage = 0.35", **choices})
+    with pytest.raises(StorageFault, match=r"^/disk: away$"):
+        search(space)
+    assert search.store().failures() == []
+
+
+def test_a_journal_that_cannot_be_written_ends_the_launch(space: SearchSpace, tmp_path: Path) -> None:
+    from orchestrator.search.proposer import Proposer, last_row
+
+    proposals = Proposals(space, tmp_path / "journal.log")
+    proposer = Proposer(proposals, StageStore(tmp_path))
+    asked = proposer.suggest("a")
+    (tmp_path / "journal.log").unlink()
+    (tmp_path / "journal.log").mkdir()
+    proposer.on_trial_complete("a", last_row(Outcome(points=())))
+    assert asked is not None
+    assert proposer.fault is not None
+    assert re.search(r"cannot be written \(is a directory\)$", str(proposer.fault))
+    assert proposer.suggest("b") == proposer.FINISHED
 
 
 def test_another_driver_is_kept_out(search: Search, space_file: Write) -> None:

@@ -1,5 +1,6 @@
 """Real trials on digits, a second each: what they yield, what is reused, how they fail, what a kill leaves."""
 
+import errno
 import os
 import re
 import signal
@@ -20,12 +21,13 @@ from torch import nn
 
 import orchestrator
 from orchestrator import trial
+from orchestrator.files import StorageFault
 from orchestrator.methods import METHODS, Budget, Subject
 from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.network import CostTable, Plan
 from orchestrator.network.artifact import read
 from orchestrator.network.latency import Latency
-from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, seed_of
+from orchestrator.record import Failure, InvalidInput, Outcome, Point, TrialSpec, seed_of
 from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate
@@ -309,6 +311,26 @@ def test_a_model_that_breaks_in_training_ends_with_its_traceback(store: StageSto
     assert (outcome.failure.reason, outcome.failure.message) == ("error", "the user's own bug")
     assert "own_models.py" in outcome.failure.traceback
     assert outcome.points == ()
+
+
+def test_a_full_disk_is_the_storages_fault(store: StageStore, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the failure itself cannot be recorded."""
+    fit_raises(monkeypatch, OSError(errno.ENOSPC, "No space left on device"), after=1)
+    outcome = trial.run(spec_of(), store)
+    assert outcome.failure is not None
+    assert outcome.failure.reason == "storage"
+    assert re.search(r"/study/staging/.*: no space is left there", outcome.failure.message)
+    assert [point.kind for point in outcome.points] == ["dense"]
+    (recorded,) = store.failures()
+    assert recorded == outcome.failure
+
+    def refuse(failure: Failure) -> None:
+        raise StorageFault("/study: no space is left there")
+
+    monkeypatch.setattr(store, "record_failure", refuse)
+    again = trial.run(spec_of(), store)
+    assert again.failure is not None
+    assert again.failure.reason == "storage"
 
 
 def test_a_budget_out_of_reach_is_a_record(store: StageStore, spec_of: SpecOf) -> None:
