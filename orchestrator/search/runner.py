@@ -19,8 +19,9 @@ from rich.console import Console
 from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.record import InvalidInput, Outcome, Point, TrialSpec, canonical_json, now
+from orchestrator.search.daemons import RayLost, outliving, watched
 from orchestrator.search.dimensions import Choice
-from orchestrator.search.interrupts import interruptible
+from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
@@ -65,6 +66,7 @@ class _Launch:
     console: Console
     address: str | None
     run_trial: RunTrial
+    forgiven: frozenset[str]
 
 
 def launch(
@@ -94,7 +96,7 @@ def launch(
     def on_interrupt(number: signal.Signals) -> None:
         say(console, f"stopped by {number.name}; the same command goes on from here")
 
-    with interruptible(on_interrupt) as install_handlers:
+    with interruptible(on_interrupt) as interrupts:
         if run_trial is None or check_trial is None:
             from orchestrator import trial
 
@@ -103,34 +105,57 @@ def launch(
         for note in notes:
             say(console, f"note: {note}")
         store = StageStore(Path(storage) / space.name)
-        this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
-        return _drive(this, install_handlers)
+        this = _Launch(
+            space=space,
+            store=store,
+            console=console,
+            address=address,
+            run_trial=run_trial,
+            forgiven=frozenset(one.created for one in store.failures() if one.reason == "timed_out"),
+        )
+        return _drive(this, interrupts)
 
 
-def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
+def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
     with this.store.exclusive("driver"):
         _bind(this.store, this.space)
-        proposals = Proposals(this.space, this.store.root / JOURNAL_FILE, trials=this.space.budget.trials)
-        counts = Counts(
-            target=proposals.target,
-            done=proposals.finished,
-            failed=len(proposals.failures),
-            points={point.key: point for point in this.store.points()},
-        )
-        _announce(this, proposals)
-        if not proposals.over:
-            _run(this, proposals, counts, install_handlers)
-        return _conclude(this, proposals, counts)
+        attempts: list[Counts] = []
+        try:
+            return outliving(lambda: _attempt(this, interrupts, attempts), lambda: len(this.store.keys()))
+        except RayLost as lost:
+            say(this.console, f"{lost}; the same command goes on from here")
+            raise SystemExit(1) from None
 
 
-def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: Callable[[], None]) -> None:
+def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> Summary:
+    """Up to the end of the search, or of Ray: the journal then hands out again what was under way."""
+    proposals = Proposals(this.space, this.store.root / JOURNAL_FILE, trials=this.space.budget.trials)
+    counts = Counts(
+        target=proposals.target,
+        done=proposals.finished,
+        failed=len(proposals.failures),
+        points={point.key: point for point in this.store.points()},
+        computed={key for attempt in attempts for key in attempt.computed},
+        reused=sum(attempt.reused for attempt in attempts[-1:]),
+    )
+    attempts.append(counts)
+    _announce(this, proposals)
+    if not proposals.over:
+        _run(this, proposals, counts, interrupts)
+    return _conclude(this, proposals, counts)
+
+
+def _run(this: _Launch, proposals: Proposals, counts: Counts, interrupts: Interrupts) -> None:
     _set_environment(this.address)
     from orchestrator.search import session
 
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources)
+    def on_loss(what: str) -> None:
+        say(this.console, f"{what}; nothing finished is lost, going on with a new Ray")
+
+    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space.resources, this.forgiven)
     with session.connected(this.address, this.space.resources):
-        install_handlers()
-        with Progress(this.console, this.space.name, counts) as progress:
+        interrupts.install()
+        with Progress(this.console, this.space.name, counts) as progress, watched(interrupts, on_loss):
             session.run(proposals, this.store, job, progress)
     if proposals.finished < proposals.target:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")

@@ -39,10 +39,12 @@ class Job:
     resources: Resources
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+    forgiven: frozenset[str] = frozenset()  # timeouts of earlier launches: their stages are tried again
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Path, resources: Resources) -> "Job":
-        return cls(root=root, function=f"{run_trial.__module__}:{run_trial.__qualname__}", resources=resources)
+    def of(cls, run_trial: RunTrial, root: Path, resources: Resources, forgiven: frozenset[str] = frozenset()) -> "Job":
+        function = f"{run_trial.__module__}:{run_trial.__qualname__}"
+        return cls(root=root, function=function, resources=resources, forgiven=forgiven)
 
     @property
     def device(self) -> str:
@@ -51,6 +53,16 @@ class Job:
     @property
     def threads(self) -> int:
         return max(1, int(self.resources.cpus_per_trial))
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The time limit as an argument of the trial function, if there is one."""
+        minutes = self.resources.stage_minutes
+        if minutes is None:
+            return {}
+        from orchestrator.trial import TimeLimit  # with all of torch, which a trial function need not want
+
+        return {"time_limit": TimeLimit(seconds=60 * minutes, forgiven=self.forgiven, hard=True)}
 
 
 @contextmanager
@@ -128,7 +140,7 @@ def work(config: dict[str, Any], job: Job) -> None:
         tune.report({"key": point.key, "accuracy": point.accuracy, "flops_kept": point.flops_kept})
 
     spec = TrialSpec.model_validate_json(config[SPEC])
-    tune.report(last_row(run_trial(spec, StageStore(job.root), report, device=job.device)))
+    tune.report(last_row(run_trial(spec, StageStore(job.root), report, device=job.device, **job.limits)))
 
 
 def _find(job: Job) -> RunTrial:

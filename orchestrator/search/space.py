@@ -11,7 +11,7 @@
               { choices = ["oicsr", "filter_norm"] }
 [budget]      how far to go:         trials
 [proposals]   how to choose:         seed, parallel, startup
-[resources]   what a trial takes:    cpus_per_trial, gpus_per_trial
+[resources]   what a trial takes:    cpus_per_trial, gpus_per_trial, stage_minutes (a stage that takes longer hangs)
 """
 
 import math
@@ -57,6 +57,7 @@ class Resources(Record):
 
     cpus_per_trial: Annotated[FiniteFloat, Field(gt=0.0)] = 1.0
     gpus_per_trial: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
+    stage_minutes: Annotated[FiniteFloat, Field(gt=0.0)] | None = None  # the longest that one stage may take; else any
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> Self:
