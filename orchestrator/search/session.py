@@ -25,6 +25,7 @@ from orchestrator.search.space import Resources
 from orchestrator.store import StageStore
 
 RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
+HINT = "a larger --cpus-per-trial runs fewer trials side by side"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
 RunTrial = Callable[..., Outcome]
@@ -164,6 +165,7 @@ class Watcher(tune.Callback):
         self._proposals = proposals
         self._store = store
         self._progress = progress
+        self._seen: dict[str, set[str]] = {}  # points of each trial
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled by Tune for a restore that is never made
@@ -178,6 +180,10 @@ class Watcher(tune.Callback):
             self._ended(trial, result["failure"], result["computed"], result["reused"])
         else:
             self._progress.found(trial.config[INDEX], self._store.point(result["key"]))
+            seen = self._seen.setdefault(trial.trial_id, set())
+            if result["key"] not in seen:
+                seen.add(result["key"])
+                trial.run_metadata.num_failures = 0  # RETRIES are for workers that die at one and the same place
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         traceback = Path(trial.error_file).read_text() if trial.error_file else ""
@@ -197,7 +203,7 @@ class Watcher(tune.Callback):
 def _cause(traceback: str) -> tuple[FailureReason, str]:
     """Why a trial's workers gave up, in one line, from what Ray tells at length."""
     if "OutOfMemory" in traceback or "low on memory" in traceback:
-        return "out_of_memory", f"Ray ended its worker for want of memory, {RETRIES + 1} times"
+        return "out_of_memory", f"Ray ended its worker for want of memory, {RETRIES + 1} times; {HINT}"
     if "worker process has died" in traceback:
         return "error", f"its worker process was killed or crashed, {RETRIES + 1} times"
     *_, line = traceback.strip().splitlines() or ["its worker was lost"]
