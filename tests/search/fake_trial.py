@@ -2,8 +2,8 @@
 
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
 `seconds` a stage takes; `freezes` a group in every cut; a trial with the pruning_ratio `diverges` fails at its second
-cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, and one with
-`kills_once` only the first time.
+cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, one with `kills_once`
+only the first time, and one with `kills_in_turn` the first time at each of its points.
 """
 
 import math
@@ -77,6 +77,8 @@ def run(
         if kind != "sparse":
             points.append(store.point(key))
             report(points[-1])
+            if _asked(spec, "kills_in_turn"):
+                _kill_once(store.root / f"killed_at_{len(points)}")
     return Outcome(points=tuple(points), computed=tuple(computed), reused=tuple(reused))
 
 
@@ -108,9 +110,15 @@ def _computation(spec: TrialSpec, iteration: int, stage: Stage) -> Callable[[Pat
 def _misbehave(spec: TrialSpec, store: StageStore) -> None:
     if _asked(spec, "raises"):
         raise RuntimeError("a worker that cannot go on")
-    marker = store.root / "killed_once"
-    if _asked(spec, "kills") or (_asked(spec, "kills_once") and not marker.exists()):
-        store.prepare()
+    store.prepare()
+    if _asked(spec, "kills"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if _asked(spec, "kills_once"):
+        _kill_once(store.root / "killed_once")
+
+
+def _kill_once(marker: Path) -> None:
+    if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 

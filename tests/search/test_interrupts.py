@@ -66,8 +66,9 @@ def test_a_second_signal_ends_the_process_on_the_spot() -> None:
         "    finally:\n"
         "        os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60, capture_output=True, text=True)
     assert done.returncode == 130
+    assert done.stderr == "ended on the spot; the same command goes on from here\n"
 
 
 def test_outside_the_main_thread_nothing_is_changed() -> None:
