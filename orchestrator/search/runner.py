@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class _Launch:
     console: Console
     address: str | None
     run_trial: RunTrial
-    forgiven: frozenset[str]
+    forgiven: frozenset[str] = frozenset()  # timeouts of earlier launches, by their moment: see TimeLimit
 
 
 def launch(
@@ -105,20 +105,15 @@ def launch(
         for note in notes:
             say(console, f"note: {note}")
         store = StageStore(Path(storage) / space.name)
-        this = _Launch(
-            space=space,
-            store=store,
-            console=console,
-            address=address,
-            run_trial=run_trial,
-            forgiven=frozenset(one.created for one in store.failures() if one.reason == "timed_out"),
-        )
+        this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
         return _drive(this, interrupts)
 
 
 def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
     with this.store.exclusive("driver"):
         _bind(this.store, this.space)
+        hung = (failure for failure in this.store.failures() if failure.reason == "timed_out")
+        this = replace(this, forgiven=frozenset(failure.created for failure in hung))
         attempts: list[Counts] = []
         try:
             return outliving(lambda: _attempt(this, interrupts, attempts), lambda: len(this.store.keys()))
