@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end an interrupted search with exit code 0
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints whatever its verbosity
+    # With it Ray lets its driver in only when the first workers have come up, and for ever waits for one that died.
+    "RAY_prestart_worker_first_driver": "0",
 }
 ABSENT = object()
 CHECKS = 64  # combinations of choices that are checked before Ray starts

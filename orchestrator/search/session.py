@@ -79,7 +79,7 @@ def connected(address: str | None, resources: Resources) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a plain Exception where one of its processes dies while it starts
         where = "on this machine" if address is None else f"at --address {address}"
         raise InvalidInput(f"no Ray {where}: {str(error).strip().splitlines()[0]}") from error
     with _hushed():
