@@ -93,6 +93,11 @@ class Proposals:
         return not self._waiting and (self.exhausted or self._distinct >= self._trials)
 
     @property
+    def parallel(self) -> int:
+        """How many may be under way at once."""
+        return self._space.proposals.parallel
+
+    @property
     def finished(self) -> int:
         """Trials with a result, failed ones included."""
         return sum(entry.told for entry in self._entries if not entry.known)

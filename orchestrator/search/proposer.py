@@ -1,12 +1,13 @@
 """What Ray Tune asks for settings: a Searcher over the study's proposals. Knows of Tune; Proposals does not."""
 
 import hashlib
+from collections import deque
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.record import Failure, FailureReason, Outcome, TrialSpec, canonical_json, whereabouts
-from orchestrator.search.proposals import Proposals
+from orchestrator.record import Failure, FailureReason, Outcome, canonical_json, whereabouts
+from orchestrator.search.proposals import Proposal, Proposals
 from orchestrator.store import StageStore
 
 SPEC, INDEX = "spec", "index"  # in a trial's config
@@ -32,28 +33,36 @@ class Proposer(Searcher):
         super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
         self._proposals = proposals
         self._store = store
-        self._specs: dict[str, tuple[int, TrialSpec]] = {}
+        self._handed: dict[str, Proposal] = {}  # to Tune's trials, by their id
+        self._again: deque[Proposal] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher for a restore that this project never makes
 
     def suggest(self, trial_id: str) -> Any:
-        proposal = self._proposals.next()
-        if proposal is None:
-            return Searcher.FINISHED if self._proposals.over else None
-        self._specs[trial_id] = (proposal.index, proposal.spec)
+        proposal = self._again.popleft() if self._again else self._proposals.next()
+        if proposal is None:  # Tune asks no more once it is told that all is over; a worker may still die
+            return Searcher.FINISHED if self._proposals.over and not self._handed else None
+        self._handed[trial_id] = proposal
         return {INDEX: proposal.index, SPEC: proposal.spec.model_dump_json()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell how a trial ended. One without a last row was stopped, or its worker died: see give_up."""
-        if error or not result or not result.get(ENDED):
+        """Tell how a trial ended. One without a last row was stopped; for one whose worker died see again, give_up."""
+        if error:
             return
-        index, _ = self._specs.pop(trial_id)
-        self._proposals.complete(index, [self._store.point(key) for key in result["keys"]], result["failure"])
+        proposal = self._handed.pop(trial_id)
+        if not result or not result.get(ENDED):
+            return
+        self._proposals.complete(proposal.index, [self._store.point(key) for key in result["keys"]], result["failure"])
+
+    def again(self, trial_id: str) -> None:
+        """Hand a trial out again, before all others: its worker died."""
+        self._again.append(self._handed.pop(trial_id))
 
     def give_up(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> str:
         """Record that a trial's worker could not go on, and tell it as failed; returns why in one line."""
-        index, spec = self._specs.pop(trial_id)
+        proposal = self._handed.pop(trial_id)
+        index, spec = proposal.index, proposal.spec
         # At which stage it was is not known here; the settings stand for it.
         key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
         failure = Failure(key=key, spec=spec, reason=reason, message=message, traceback=traceback, **whereabouts())

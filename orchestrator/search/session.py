@@ -18,13 +18,13 @@ import ray
 from ray import tune
 
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.search.attempts import Attempts
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.proposer import ENDED, INDEX, SPEC, Proposer, last_row
 from orchestrator.search.space import Resources
 from orchestrator.store import StageStore
 
-RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
 HINT = "a larger --cpus-per-trial runs fewer trials side by side"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
@@ -122,8 +122,8 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
         run_config=tune.RunConfig(
             name="session",
             storage_path=str(folder.absolute()),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[Watcher(proposer, proposals, store, progress)],
+            failure_config=tune.FailureConfig(max_failures=0),  # the watcher has trials proposed again
+            callbacks=[Watcher(proposer, proposals, store, progress, Attempts(proposals.parallel))],
             verbose=0,
         ),
     )
@@ -160,17 +160,20 @@ def _find(job: Job) -> RunTrial:
 class Watcher(tune.Callback):
     """Passes on to the display what happens to the trials, and to the proposer which workers died."""
 
-    def __init__(self, proposer: Proposer, proposals: Proposals, store: StageStore, progress: Progress) -> None:
+    def __init__(
+        self, proposer: Proposer, proposals: Proposals, store: StageStore, progress: Progress, attempts: Attempts
+    ) -> None:
         self._proposer = proposer
         self._proposals = proposals
         self._store = store
         self._progress = progress
-        self._seen: dict[str, set[str]] = {}  # points of each trial
+        self._attempts = attempts
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled by Tune for a restore that is never made
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._attempts.began(trial.config[INDEX])
         self._progress.started(trial.config[INDEX])
 
     def on_trial_result(
@@ -180,14 +183,15 @@ class Watcher(tune.Callback):
             self._ended(trial, result["failure"], result["computed"], result["reused"])
         else:
             self._progress.found(trial.config[INDEX], self._store.point(result["key"]))
-            seen = self._seen.setdefault(trial.trial_id, set())
-            if result["key"] not in seen:
-                seen.add(result["key"])
-                trial.run_metadata.num_failures = 0  # RETRIES are for workers that die at one and the same place
+            self._attempts.reached(trial.config[INDEX], result["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        times = self._attempts.died(trial.config[INDEX])
+        if times is None:
+            self._proposer.again(trial.trial_id)
+            return
         traceback = Path(trial.error_file).read_text() if trial.error_file else ""
-        failed = self._proposer.give_up(trial.trial_id, *_cause(traceback), traceback)
+        failed = self._proposer.give_up(trial.trial_id, *_cause(traceback, times), traceback)
         self._ended(trial, failed)
 
     def _ended(self, trial: Any, failure: str | None, computed: Sequence[str] = (), reused: Sequence[str] = ()) -> None:
@@ -200,12 +204,12 @@ class Watcher(tune.Callback):
         )
 
 
-def _cause(traceback: str) -> tuple[FailureReason, str]:
+def _cause(traceback: str, times: int) -> tuple[FailureReason, str]:
     """Why a trial's workers gave up, in one line, from what Ray tells at length."""
     if "OutOfMemory" in traceback or "low on memory" in traceback:
-        return "out_of_memory", f"Ray ended its worker for want of memory, {RETRIES + 1} times; {HINT}"
+        return "out_of_memory", f"Ray ended its worker for want of memory, {times} times; {HINT}"
     if "worker process has died" in traceback:
-        return "error", f"its worker process was killed or crashed, {RETRIES + 1} times"
+        return "error", f"its worker process was killed or crashed, {times} times"
     *_, line = traceback.strip().splitlines() or ["its worker was lost"]
     return "error", line
 

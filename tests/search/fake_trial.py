@@ -3,12 +3,14 @@
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
 `seconds` a stage takes; `freezes` a group in every cut; a trial with the pruning_ratio `diverges` fails at its second
 cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, one with `kills_once`
-only the first time, and one with `kills_in_turn` the first time at each of its points.
+only the first time, one with `kills_in_turn` the first time at each of its points, and one with `kills_after` kills the
+worker right after it has ended.
 """
 
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +81,8 @@ def run(
             report(points[-1])
             if _asked(spec, "kills_in_turn"):
                 _kill_once(store.root / f"killed_at_{len(points)}")
+    if _asked(spec, "kills_after"):
+        threading.Timer(0.1, _kill_once, [store.root / "killed_after"]).start()
     return Outcome(points=tuple(points), computed=tuple(computed), reused=tuple(reused))
 
 
