@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 StageKind = Literal["dense", "sparse", "cut"]
-FailureReason = Literal["diverged", "out_of_memory", "budget", "storage", "error"]
+FailureReason = Literal["diverged", "out_of_memory", "timed_out", "budget", "storage", "error"]
 Option = bool | int | float | str
 Share = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)]

@@ -123,6 +123,11 @@ class Proposals:
         return self.time_is_up or (not self._waiting and (self.exhausted or self.spent is not None))
 
     @property
+    def parallel(self) -> int:
+        """How many may be under way at once."""
+        return self._space.proposals.parallel
+
+    @property
     def spent(self) -> str | None:
         """The budget that is used up, in words; None while another trial may be begun."""
         budget = self._budget

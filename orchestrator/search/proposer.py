@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,17 +11,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.files import StorageFault, reason_of
-from orchestrator.record import (
-    Failure,
-    FailureReason,
-    Outcome,
-    TrialRecord,
-    TrialSpec,
-    canonical_json,
-    now,
-    whereabouts,
-)
-from orchestrator.search.proposals import Proposals, Result
+from orchestrator.record import Failure, FailureReason, Outcome, TrialRecord, canonical_json, now, whereabouts
+from orchestrator.search.proposals import Proposal, Proposals, Result
 from orchestrator.store import StageStore
 
 SPEC, INDEX, FRONTIER = "spec", "index", "frontier"  # in a trial's config
@@ -52,7 +44,8 @@ class Proposer(Searcher):
         super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
         self._proposals = proposals
         self._store = store
-        self._specs: dict[str, tuple[int, TrialSpec]] = {}
+        self._handed: dict[str, Proposal] = {}  # to Tune's trials, by their id
+        self._again: deque[Proposal] = deque()
         self._costs: dict[str, int] = {}  # train_flops of stages
         self.fault: StorageFault | None = None
 
@@ -62,42 +55,54 @@ class Proposer(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.fault is not None:
             return Searcher.FINISHED
-        proposal = self._proposals.next()
-        if proposal is None:
-            return Searcher.FINISHED if self._proposals.over else None
-        self._specs[trial_id] = (proposal.index, proposal.spec)
+        proposal = self._again.popleft() if self._again else self._proposals.next()
+        if proposal is None:  # Tune asks no more once it is told that all is over; a worker may still die
+            return Searcher.FINISHED if self._proposals.over and not self._handed else None
+        self._handed[trial_id] = proposal
         frontier = json.dumps(proposal.frontier)
         return {INDEX: proposal.index, SPEC: proposal.spec.model_dump_json(), FRONTIER: frontier}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell how a trial ended. One without a last row was stopped, or its worker died: see give_up."""
-        if error or not result or not result.get(ENDED):
+        """Tell how a trial ended. One without a last row was stopped; for one whose worker died see again, give_up."""
+        if error:
             return
-        with self._storage():
-            self._take_in(trial_id, result)
+        proposal = self._handed.pop(trial_id)
+        if result and result.get(ENDED):
+            with self._storage():
+                self._take_in(proposal, result)
 
-    def _take_in(self, trial_id: str, result: dict[str, Any]) -> None:
+    def _take_in(self, proposal: Proposal, result: dict[str, Any]) -> None:
         failure, stopped, stages = result["failure"], result["stopped"], tuple(result["stages"])
         if failure is not None and failure.startswith("storage: "):
             raise StorageFault(failure.removeprefix("storage: "))
-        index, spec = self._specs.pop(trial_id)
         points = tuple(self._store.point(key) for key in result["keys"])
+        self._record(proposal, stages, failure, stopped)
+        costs = {key: self._cost(key) for key in stages}
+        self._proposals.complete(proposal.index, Result(points=points, failure=failure, stopped=stopped, stages=costs))
+
+    def _record(
+        self, proposal: Proposal, stages: tuple[str, ...], failure: str | None, stopped: str | None = None
+    ) -> None:
+        index, spec = proposal.index, proposal.spec
         record = TrialRecord(index=index, spec=spec, stages=stages, failure=failure, stopped=stopped, created=now())
         self._store.record_trial(record)
-        costs = {key: self._cost(key) for key in stages}
-        self._proposals.complete(index, Result(points=points, failure=failure, stopped=stopped, stages=costs))
+
+    def again(self, trial_id: str) -> None:
+        """Hand a trial out again, before all others: its worker died."""
+        self._again.append(self._handed.pop(trial_id))
 
     def give_up(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> str:
         """Record that a trial's worker could not go on, and tell it as failed; returns why in one line."""
+        proposal = self._handed.pop(trial_id)
         with self._storage():
-            self._record_lost(trial_id, reason, message, traceback)
+            self._record_lost(proposal, reason, message, traceback)
         return f"{reason}: {message}"
 
-    def _record_lost(self, trial_id: str, reason: FailureReason, message: str, traceback: str) -> None:
+    def _record_lost(self, proposal: Proposal, reason: FailureReason, message: str, traceback: str) -> None:
         fault = re.search(r"\bStorageFault: (.*)", message)
         if fault is not None:
             raise StorageFault(fault[1])
-        index, spec = self._specs.pop(trial_id)
+        index, spec = proposal.index, proposal.spec
         # At which stage it was is not known here; the settings stand for it.
         key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
         failure = Failure(key=key, spec=spec, reason=reason, message=message, traceback=traceback, **whereabouts())

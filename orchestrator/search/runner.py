@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -21,8 +21,9 @@ from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.files import Place, Uri, located
 from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec, canonical_json, now
+from orchestrator.search.daemons import RayLost, outliving, watched
 from orchestrator.search.dimensions import Choice
-from orchestrator.search.interrupts import interruptible
+from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
@@ -37,6 +38,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end an interrupted search with exit code 0
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints whatever its verbosity
+    # With it Ray lets its driver in only when the first workers have come up, and for ever waits for one that died.
+    "RAY_prestart_worker_first_driver": "0",
 }
 BUILT_IN = ("torchvision:", "timm:", "imagefolder:")  # names with a colon that are no function of the user's
 ABSENT = object()
@@ -68,6 +71,8 @@ class _Launch:
     console: Console
     address: str | None
     run_trial: RunTrial
+    damaged: frozenset[str] = frozenset()  # stages that were moved aside before this launch
+    forgiven: frozenset[str] = frozenset()  # timeouts of earlier launches, by their moment: see TimeLimit
 
 
 def launch(
@@ -104,7 +109,7 @@ def launch(
     def on_interrupt(number: signal.Signals) -> None:
         say(console, f"stopped by {number.name}; the same command goes on from here")
 
-    with interruptible(on_interrupt) as install_handlers:
+    with interruptible(on_interrupt) as interrupts:
         if run_trial is None or check_trial is None:
             from orchestrator import trial
 
@@ -114,43 +119,61 @@ def launch(
             say(console, f"note: {note}")
         store = StageStore(located(storage) / space.name)
         this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
-        return _drive(this, install_handlers)
+        return _drive(this, interrupts)
 
 
-def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
+def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
     with this.store.exclusive("driver"):
         damaged = this.store.replaced()
         _bind(this.store, this.space)
-        proposals = Proposals(this.space, this.store.root / JOURNAL_FILE)
-        counts = Counts(
-            target=proposals.target,
-            done=proposals.finished,
-            failed=len(proposals.failures),
-            stopped=len(proposals.stops),
-            left=proposals.left,
-            points={point.key: point for point in this.store.points()},
-        )
-        _announce(this, proposals)
-        if not proposals.over:
-            _run(this, proposals, counts, install_handlers)
-        for damage in this.store.damaged():
-            if damage.key not in damaged:
-                say(this.console, f"a damaged stage was computed again: {damage}")
-        return _conclude(this, proposals, counts)
+        hung = (failure for failure in this.store.failures() if failure.reason == "timed_out")
+        this = replace(this, forgiven=frozenset(failure.created for failure in hung), damaged=frozenset(damaged))
+        attempts: list[Counts] = []
+        try:
+            return outliving(lambda: _attempt(this, interrupts, attempts), lambda: len(this.store.keys()))
+        except RayLost as lost:
+            say(this.console, f"{lost}; the same command goes on from here")
+            raise SystemExit(1) from None
 
 
-def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: Callable[[], None]) -> None:
+def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> Summary:
+    """Up to the end of the search, or of Ray: the journal then hands out again what was under way."""
+    proposals = Proposals(this.space, this.store.root / JOURNAL_FILE)
+    counts = Counts(
+        target=proposals.target,
+        done=proposals.finished,
+        failed=len(proposals.failures),
+        stopped=len(proposals.stops),
+        left=proposals.left,
+        points={point.key: point for point in this.store.points()},
+        computed={key for attempt in attempts for key in attempt.computed},
+        reused=sum(attempt.reused for attempt in attempts[-1:]),
+    )
+    attempts.append(counts)
+    _announce(this, proposals)
+    if not proposals.over:
+        _run(this, proposals, counts, interrupts)
+    for damage in this.store.damaged():
+        if damage.key not in this.damaged:
+            say(this.console, f"a damaged stage was computed again: {damage}")
+    return _conclude(this, proposals, counts)
+
+
+def _run(this: _Launch, proposals: Proposals, counts: Counts, interrupts: Interrupts) -> None:
     _set_environment(this.address)
     # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
     # whenever another falls idle: trials of seconds then run one at a time on any cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(this.space.proposals.parallel)
     from orchestrator.search import session
 
+    def on_loss(what: str) -> None:
+        say(this.console, f"{what}; nothing finished is lost, going on with a new Ray")
+
     own = tuple(sorted(_references(this.space)))
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space, own)
+    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space, own, this.forgiven)
     with session.connected(this.address, this.space.resources, partial(say, this.console)):
-        install_handlers()
-        with Progress(this.console, this.space.name, counts) as progress:
+        interrupts.install()
+        with Progress(this.console, this.space.name, counts) as progress, watched(interrupts, on_loss):
             session.run(proposals, this.store, job, progress)
     if proposals.finished < proposals.target and not proposals.time_is_up:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")

@@ -19,11 +19,11 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import AuthenticationError
 from ray.tune.stopper import FunctionStopper
 
 from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.search.attempts import Attempts
 from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
@@ -33,8 +33,8 @@ from orchestrator.search.stopping import reason_to_stop
 from orchestrator.store import StageStore
 
 STUDY_FILE = "study.json"
-RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
 TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN[_PATH]"
+HINT = "a larger --cpus-per-trial runs fewer trials side by side"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
 RunTrial = Callable[..., Outcome]
@@ -51,12 +51,24 @@ class Job:
     references: tuple[str, ...] = ()  # "module:function" of the user's own networks and data sets
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+    forgiven: frozenset[str] = frozenset()  # timeouts of earlier launches: their stages are tried again
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Place, space: SearchSpace, references: tuple[str, ...] = ()) -> "Job":
-        function = f"{run_trial.__module__}:{run_trial.__qualname__}"
+    def of(
+        cls,
+        run_trial: RunTrial,
+        root: Place,
+        space: SearchSpace,
+        references: tuple[str, ...] = (),
+        forgiven: frozenset[str] = frozenset(),
+    ) -> "Job":
         return cls(
-            root=root, function=function, resources=space.resources, stopping=space.stopping, references=references
+            root=root,
+            function=f"{run_trial.__module__}:{run_trial.__qualname__}",
+            resources=space.resources,
+            stopping=space.stopping,
+            references=references,
+            forgiven=forgiven,
         )
 
     @property
@@ -66,6 +78,16 @@ class Job:
     @property
     def threads(self) -> int:
         return max(1, int(self.resources.cpus_per_trial))
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The time limit as an argument of the trial function, if there is one."""
+        minutes = self.resources.stage_minutes
+        if minutes is None:
+            return {}
+        from orchestrator.trial import TimeLimit  # with all of torch, which a trial function need not want
+
+        return {"time_limit": TimeLimit(seconds=60 * minutes, forgiven=self.forgiven, hard=True)}
 
 
 @contextmanager
@@ -87,7 +109,7 @@ def connected(
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (AuthenticationError, ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a plain Exception where one of its processes dies while it starts
         where, hint = ("on this machine", "") if address is None else (f"at --address {address}", TOKEN_HINT)
         reason = str(next(iter(error.args), error)).strip().splitlines()[0]
         raise InvalidInput(f"no Ray {where}: {reason}{hint}") from error
@@ -134,8 +156,8 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
         run_config=tune.RunConfig(
             name="session",
             storage_path=str(folder.absolute()),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[Watcher(proposer, proposals, store, progress)],
+            failure_config=tune.FailureConfig(max_failures=0),  # the watcher has trials proposed again
+            callbacks=[Watcher(proposer, proposals, store, progress, Attempts(proposals.parallel))],
             stop=FunctionStopper(lambda trial_id, result: proposals.time_is_up),
             verbose=0,
         ),
@@ -169,7 +191,8 @@ def work(config: dict[str, Any], job: Job) -> None:
 
     spec = TrialSpec.model_validate_json(config[SPEC])
     frontier = [(flops_kept, accuracy) for flops_kept, accuracy in json.loads(config[FRONTIER])]
-    tune.report(last_row(run_trial(spec, StageStore(job.root), report, device=job.device, stop=stop)))
+    store = StageStore(job.root)
+    tune.report(last_row(run_trial(spec, store, report, device=job.device, stop=stop, **job.limits)))
 
 
 def _find(job: Job) -> RunTrial:
@@ -204,11 +227,14 @@ def _complaint(job: Job) -> str | None:
 class Watcher(tune.Callback):
     """Passes on to the display what happens to the trials, and to the proposer which workers died."""
 
-    def __init__(self, proposer: Proposer, proposals: Proposals, store: StageStore, progress: Progress) -> None:
+    def __init__(
+        self, proposer: Proposer, proposals: Proposals, store: StageStore, progress: Progress, attempts: Attempts
+    ) -> None:
         self._proposer = proposer
         self._proposals = proposals
         self._store = store
         self._progress = progress
+        self._attempts = attempts
         self._begun = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -218,6 +244,7 @@ class Watcher(tune.Callback):
         self._proposals.spend(time.monotonic() - self._begun)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._attempts.began(trial.config[INDEX])
         self._progress.started(trial.config[INDEX])
 
     def on_trial_result(
@@ -230,10 +257,15 @@ class Watcher(tune.Callback):
             if point.iteration:
                 self._proposals.passed(trial.config[INDEX])
             self._progress.found(trial.config[INDEX], point)
+            self._attempts.reached(trial.config[INDEX], result["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        times = self._attempts.died(trial.config[INDEX])
+        if times is None:
+            self._proposer.again(trial.trial_id)
+            return
         traceback = Path(trial.error_file).read_text() if trial.error_file else ""
-        failed = self._proposer.give_up(trial.trial_id, *_cause(traceback), traceback)
+        failed = self._proposer.give_up(trial.trial_id, *_cause(traceback, times), traceback)
         self._ended(trial, failed)
 
     def _ended(
@@ -255,11 +287,11 @@ class Watcher(tune.Callback):
         )
 
 
-def _cause(traceback: str) -> tuple[FailureReason, str]:
+def _cause(traceback: str, times: int) -> tuple[FailureReason, str]:
     """Why a trial's workers gave up, in one line, from what Ray tells at length."""
     if "OutOfMemory" in traceback or "low on memory" in traceback:
-        return "out_of_memory", f"Ray ended its worker for want of memory, {RETRIES + 1} times"
+        return "out_of_memory", f"Ray ended its worker for want of memory, {times} times; {HINT}"
     if "worker process has died" in traceback:
-        return "error", f"its worker process was killed or crashed, {RETRIES + 1} times"
+        return "error", f"its worker process was killed or crashed, {times} times"
     *_, line = traceback.strip().splitlines() or ["its worker was lost"]
     return "error", line

@@ -13,7 +13,7 @@
 [proposals]   how to choose:         seed, parallel, startup, guide
 [limits]      what is of use:        max_flops, max_params, max_latency_ms, min_accuracy
 [stopping]    what cannot matter:    rule, margin
-[resources]   what a trial takes:    cpus_per_trial, gpus_per_trial
+[resources]   what a trial takes:    cpus_per_trial, gpus_per_trial, stage_minutes (a stage that takes longer hangs)
 """
 
 import math
@@ -90,6 +90,7 @@ class Resources(Record):
 
     cpus_per_trial: Annotated[FiniteFloat, Field(gt=0.0)] = 1.0
     gpus_per_trial: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
+    stage_minutes: Annotated[FiniteFloat, Field(gt=0.0)] | None = None  # the longest that one stage may take; else any
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> Self:

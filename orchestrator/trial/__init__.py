@@ -7,6 +7,7 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     networks.py  the network of a stage: built, rebuilt from the store, trained, pruned
     verified.py  a plan that is right on the model's own weights; what made it wrong stays whole
     running.py   run(spec, store): each stage looked up or computed; a failure is a record
+    time_limit.py  how long a stage may take, and what becomes of one that hangs
     provenance.py  which state of this code a result comes from
     checking.py  check(spec): what would end every trial of this kind at once
 """
@@ -15,5 +16,6 @@ from orchestrator.trial.checking import check
 from orchestrator.trial.networks import Network, rebuild, replay_cut
 from orchestrator.trial.path import VERSIONS, Step
 from orchestrator.trial.running import run
+from orchestrator.trial.time_limit import TimeLimit
 
-__all__ = ["VERSIONS", "Network", "Step", "check", "rebuild", "replay_cut", "run"]
+__all__ = ["VERSIONS", "Network", "Step", "TimeLimit", "check", "rebuild", "replay_cut", "run"]

@@ -31,6 +31,7 @@ from orchestrator.training.loop import Diverged
 from orchestrator.trial.networks import Network, Networks
 from orchestrator.trial.path import Setting, Step, steps
 from orchestrator.trial.provenance import commit
+from orchestrator.trial.time_limit import TimeLimit, watched
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # PyTorch on a CPU, cuBLAS and cuDNN: plain RuntimeErrors
 
@@ -50,13 +51,16 @@ def run(
     *,
     device: str = "cpu",
     stop: Callable[[Sequence[Point]], str | None] = lambda points: None,
+    time_limit: TimeLimit | None = None,
 ) -> Outcome:
     """Run a trial's stages in order; `report` gets each point as soon as its stage is published.
 
     After each point but the last, `stop` is asked with all so far; its reason, if it gives one, ends the trial well.
+    A stage that takes longer than the time limit is recorded as failed, and this process ended: see time_limit.py.
 
     A trial that diverges, runs out of memory or raises ends as a recorded failure in the Outcome, with the points it
-    had passed; it never raises for that. A stage that once diverged is not tried again: its key gives its result.
+    had passed; it never raises for that. A stage that once diverged is not tried again: its key gives its result; one
+    that timed out is not tried again while its record counts (TimeLimit.forgiven).
     KeyboardInterrupt and SystemExit pass through, and leave nothing half done.
     """
     trial: _Trial | None = None
@@ -64,7 +68,7 @@ def run(
     stopped: str | None = None
     points: list[Point] = []
     try:
-        trial = _Trial(spec, store, device)
+        trial = _prepared(spec, store, device, time_limit)
         for point in trial.points():
             points.append(point)
             report(point)
@@ -87,11 +91,19 @@ def run(
     )
 
 
+def _prepared(spec: TrialSpec, store: StageStore, device: str, time_limit: TimeLimit | None) -> "_Trial":
+    """The trial with its data loaded, which may hang as well as a stage may."""
+    key = _own_key(spec)
+    _not_again(store, key, spec, time_limit)
+    with watched(time_limit, _recorder(spec, store, key, "loading the data")):
+        return _Trial(spec, store, device, time_limit)
+
+
 class _Trial:
     """The state of one trial as it goes: which stages it passed, and what they cost."""
 
-    def __init__(self, spec: TrialSpec, store: StageStore, device: str) -> None:
-        self.setting, self.store = Setting.of(spec), store
+    def __init__(self, spec: TrialSpec, store: StageStore, device: str, time_limit: TimeLimit | None) -> None:
+        self.setting, self.store, self.time_limit = Setting.of(spec), store, time_limit
         self.steps = tuple(steps(self.setting))
         self.networks = Networks(self.setting, self.steps[0].key, store, torch.device(device))
         self.passed: list[str] = []
@@ -111,13 +123,14 @@ class _Trial:
                 yield self.store.point(step.key)
 
     def _compute(self, step: Step, folder: Path) -> None:
-        known = self.store.failure(step.key)
-        if known is not None and known.reason == "diverged":
-            raise FailedStage(known.model_copy(update={"spec": self.setting.spec}))
+        spec = self.setting.spec
+        _not_again(self.store, step.key, spec, self.time_limit)
+        expired = _recorder(spec, self.store, step.key, f"the {step.kind} stage {step.key[:12]}")
         try:
-            {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
+            with watched(self.time_limit, expired):
+                {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
         except Diverged as error:  # recorded while the stage is claimed, so that whoever waits for it need not try
-            failure = _failure(self.setting.spec, step.key, error)
+            failure = _failure(spec, step.key, error)
             self.store.record_failure(failure)
             raise FailedStage(failure) from error
 
@@ -229,10 +242,37 @@ class _Trial:
         write_record(folder / POINT_FILE, point)
 
 
+def _not_again(store: StageStore, key: str, spec: TrialSpec, time_limit: TimeLimit | None) -> None:
+    """Raise FailedStage for what is known to fail whoever tries it."""
+    known = store.failure(key)
+    if known is None:
+        return
+    hung = known.reason == "timed_out" and time_limit is not None and time_limit.stands(known)
+    if known.reason == "diverged" or hung:
+        raise FailedStage(known.model_copy(update={"spec": spec}))
+
+
+def _recorder(spec: TrialSpec, store: StageStore, key: str, what: str) -> Callable[[str, str], None]:
+    """Records that `what` took too long, and where it hangs."""
+
+    def record(took: str, stack: str) -> None:
+        message = f"{what} {took}"
+        text = f"{stack}\n{message}\n"
+        failure = Failure(key=key, spec=spec, reason="timed_out", message=message, traceback=text, **whereabouts())
+        store.record_failure(failure)
+
+    return record
+
+
+def _own_key(spec: TrialSpec) -> str:
+    """Of what fails before the first stage, where nothing but the spec tells trials apart."""
+    return stage_key(None, "dense", {"spec": spec.model_dump()})
+
+
 def _failure(spec: TrialSpec, key: str | None, error: Exception) -> Failure:
-    """key: of the stage under way; None before the first, where nothing but the spec tells trials apart."""
+    """key: of the stage under way; None before the first."""
     return Failure(
-        key=key or stage_key(None, "dense", {"spec": spec.model_dump()}),
+        key=key or _own_key(spec),
         spec=spec,
         reason=_reason(error),
         message=next(iter(str(error).strip().splitlines()), type(error).__name__),

@@ -2,14 +2,16 @@
 
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options:
 `seconds` a stage takes; `freezes` a group in every cut; a trial with the pruning_ratio `diverges` fails at its second
-cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, and one with
-`kills_once` only the first time; one with `fills_once` finds the disk full, the first time; one
-with `loses_storage` raises that it is away, always.
+cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, one with `kills_once`
+only the first time, one with `kills_in_turn` the first time at each of its points, and one with `kills_after` kills the
+worker right after it has ended; one with `fills_once` finds the disk full, the first time; one with `loses_storage`
+raises that it is away, always.
 """
 
 import math
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -106,9 +108,11 @@ def run(
         if kind != "sparse":
             points.append(store.point(key))
             report(points[-1])
+            _misbehave_at(spec, store, len(points))
             stopped = stop(points) if len(points) <= spec.iterations else None
             if stopped is not None:
                 break
+    _misbehave_after(spec, store)
     return outcome(stopped=stopped)
 
 
@@ -148,8 +152,25 @@ def _note(store: StageStore, key: str) -> None:
 def _misbehave(spec: TrialSpec, store: StageStore) -> None:
     if _asked(spec, "raises"):
         raise RuntimeError("a worker that cannot go on")
-    if _asked(spec, "kills") or (_asked(spec, "kills_once") and store.read_json("killed_once.json") is None):
-        store.write_json("killed_once.json", True)
+    if _asked(spec, "kills"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if _asked(spec, "kills_once"):
+        _kill_once(store, "killed_once")
+
+
+def _misbehave_at(spec: TrialSpec, store: StageStore, point: int) -> None:
+    if _asked(spec, "kills_in_turn"):
+        _kill_once(store, f"killed_at_{point}")
+
+
+def _misbehave_after(spec: TrialSpec, store: StageStore) -> None:
+    if _asked(spec, "kills_after"):
+        threading.Timer(0.1, _kill_once, [store, "killed_after"]).start()
+
+
+def _kill_once(store: StageStore, name: str) -> None:
+    if store.read_json(f"{name}.json") is None:
+        store.write_json(f"{name}.json", True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -5,11 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 
 import pytest
 
-from orchestrator.search.interrupts import interruptible
+from orchestrator.search.interrupts import Interrupts, interruptible
 
 
 def send(number: signal.Signals) -> None:
@@ -17,9 +16,9 @@ def send(number: signal.Signals) -> None:
     signal.pause()
 
 
-def displaced_and_installed_anew(install: Callable[[], None]) -> None:
+def displaced_and_installed_anew(interrupts: Interrupts) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    install()
+    interrupts.install()
     send(signal.SIGTERM)
 
 
@@ -36,8 +35,8 @@ def test_a_signal_leaves_the_block_with_its_exit_code(number: signal.Signals) ->
 
 def test_handlers_can_be_installed_anew() -> None:
     seen: list[signal.Signals] = []
-    with pytest.raises(SystemExit), interruptible(seen.append) as install:
-        displaced_and_installed_anew(install)
+    with pytest.raises(SystemExit), interruptible(seen.append) as interrupts:
+        displaced_and_installed_anew(interrupts)
     assert seen == [signal.SIGTERM]
 
 
@@ -67,16 +66,17 @@ def test_a_second_signal_ends_the_process_on_the_spot() -> None:
         "    finally:\n"
         "        os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60, capture_output=True, text=True)
     assert done.returncode == 130
+    assert done.stderr == "ended on the spot; the same command goes on from here\n"
 
 
 def test_outside_the_main_thread_nothing_is_changed() -> None:
     handlers = []
 
     def inside() -> None:
-        with interruptible(print) as install:
-            install()
+        with interruptible(print) as interrupts:
+            interrupts.install()
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=inside)

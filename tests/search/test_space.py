@@ -199,6 +199,7 @@ BAD_FIXED = {
     "budget is 3; it must be a table: [budget]": {"[budget]\ntrials = 12": "", "[trial]": "budget = 3\n[trial]"},
     "proposals.parallel is 0; it must be at least 1": {"parallel = 3": "parallel = 0"},
     "resources.cpus_per_trial is -1; it must be above 0": {"[budget]": "[resources]\ncpus_per_trial = -1\n[budget]"},
+    "resources.stage_minutes is 0; it must be above 0": {"[budget]": "[resources]\nstage_minutes = 0\n[budget]"},
     "resources.gpus_per_trial is 1.5; above 1 it must be a whole number": {
         "[budget]": "[resources]\ngpus_per_trial = 1.5\n[budget]"
     },
