@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from orchestrator.record import (
 )
 from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore, write_record
 from orchestrator.training.loop import Diverged
-from orchestrator.trial.networks import Network, Networks
+from orchestrator.trial.networks import Network, Networks, devices_of
 from orchestrator.trial.path import Setting, Step, steps
 from orchestrator.trial.provenance import commit
 
@@ -46,9 +46,11 @@ def run(
     store: StageStore,
     report: Callable[[Point], None] = lambda point: None,
     *,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
 ) -> Outcome:
     """Run a trial's stages in order; `report` gets each point as soon as its stage is published.
+
+    Several devices, such as ("cuda:0", "cuda:1"), train every network together, a process each.
 
     A trial that diverges, runs out of memory or raises ends as a recorded failure in the Outcome, with the points it
     had passed; it never raises for that. A stage that once diverged is not tried again: its key gives its result.
@@ -75,10 +77,10 @@ def run(
 class _Trial:
     """The state of one trial as it goes: which stages it passed, and what they cost."""
 
-    def __init__(self, spec: TrialSpec, store: StageStore, device: str) -> None:
+    def __init__(self, spec: TrialSpec, store: StageStore, device: str | Sequence[str]) -> None:
         self.setting, self.store = Setting.of(spec), store
         self.steps = tuple(steps(self.setting))
-        self.networks = Networks(self.setting, self.steps[0].key, store, torch.device(device))
+        self.networks = Networks(self.setting, self.steps[0].key, store, devices_of(device))
         self.computed: list[str] = []
         self.reused: list[str] = []
         self.at: Step | None = None  # the stage under way
