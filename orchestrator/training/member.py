@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Literal
 
 import cloudpickle
 import torch
@@ -29,7 +29,7 @@ from orchestrator.training.splits import DataSet
 from orchestrator.training.whole_batch_norm import whole_batch_norms
 
 PATIENCE = timedelta(minutes=10)  # how long one process waits for the others in the midst of a step
-UNPICKLED = (AttributeError, ImportError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError)
+UNPICKLED = (AttributeError, ImportError, LookupError, pickle.PickleError, RuntimeError, TypeError, ValueError)
 
 Hooks = tuple[
     Callable[[], Tensor] | None, Callable[[], None] | None

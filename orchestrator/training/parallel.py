@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -92,7 +91,8 @@ def fit_parallel(
     `make_hooks` is called in every process with the model that lies there, and gives its extra_loss and after_backward;
     after_backward gets the gradients of the whole batch. Model, data set and make_hooks travel as pickles, classes and
     functions without a module of their own included; what cannot be pickled raises InvalidInput. The model's parameters
-    and buffers come back, other attributes do not; it moves to the first device and stays there.
+    and buffers come back, other attributes do not; it moves to the first device and stays there. The report's seconds
+    are those of training: starting the processes takes some more.
 
     Raises what one of the processes raised, with its traceback as the cause, or ProcessFailed; none is left running.
     A batch too small to give each device two pictures is dealt out to fewer of them.
@@ -110,7 +110,6 @@ def fit_parallel(
                 extra_loss=extra_loss,
                 after_backward=after_backward,
             )
-    started = time.perf_counter()
     model.cpu()  # a pickled tensor comes up where it lay
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # the first process shares its device with this one
@@ -129,7 +128,7 @@ def fit_parallel(
     model.zero_grad()
     model.to(used[0])
     assert first.report is not None
-    return replace(first.report, seconds=time.perf_counter() - started)
+    return first.report
 
 
 def _pickled(parts: dict[str, Any]) -> bytes:
