@@ -105,14 +105,14 @@ def only_penalty(model: nn.Module) -> Callable[[], None]:
         return after_backward
 
 
-def test_three_parts_of_files_with_a_penalty_and_a_term_of_the_loss(few: DataSet) -> None:
+def test_files_with_a_penalty_and_a_term_of_the_loss(few: DataSet) -> None:
     one, two = cases.WithoutNorms(), cases.WithoutNorms()
-    hooks, settings = cases.Oicsr.of(one), schedule(batch_size=14, momentum=0.0)
+    hooks, settings = cases.Oicsr.of(one), schedule(batch_size=15, momentum=0.0)
     assert isinstance(few.train, Split)
     with hooks(one) as (extra_loss, after_backward):
         fit(one, few, settings, seed=1, extra_loss=extra_loss, after_backward=after_backward)
     listed = replace(few, train=Listed(few.train))
-    fit_parallel(two, listed, settings, seed=1, devices=["cpu"] * 3, make_hooks=hooks)
+    fit_parallel(two, listed, settings, seed=1, devices=TWO, make_hooks=hooks)
     assert largest_difference(one, two) < 1e-5
     assert largest_difference(one, cases.WithoutNorms()) > 1e-3
 
@@ -135,6 +135,14 @@ def test_gradients_that_some_or_all_processes_lack() -> None:
     assert one.grad is not None
     assert one.grad.tolist() == [3, 4]
     assert none.grad is None
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 5), (3, 14), (4, 128), (8, 17)])
+def test_parts_make_up_the_batch_and_differ_by_one_picture_at_most(count: int, batch_size: int) -> None:
+    parts = [share.Member(nn.Identity(), index, count, batch_size).part for index in range(count)]
+    numbers = [list(range(batch_size))[part] for part in parts]
+    assert [number for part in numbers for number in part] == list(range(batch_size))
+    assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
 
 
 def test_alone_nothing_is_shared() -> None:
