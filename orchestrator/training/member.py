@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import shutil
-import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -46,7 +45,6 @@ class Task:
     seed: int
     devices: tuple[str, ...]
     batch_size: int
-    folder: str  # where the processes find one another; empty but for that
     threads: int
 
 
@@ -62,17 +60,17 @@ class Message:
     traceback: str = ""
 
 
-def main(descriptor: int, index: int) -> None:
-    """The life of one process. Told by file descriptor where its connection is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to the one that started this, too
+def main(descriptor: int, index: int, folder: str) -> None:
+    """The life of one process, whose connection has this file descriptor; `folder` is where it finds the others."""
     connection = Connection(descriptor)
     try:
         task: Task = pickle.loads(connection.recv_bytes())
-    except EOFError:
+    except (EOFError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
         return
-    threading.Thread(target=_end_with_parent, args=(connection, task.folder), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(connection, folder), daemon=True).start()
     try:
-        message = _trained(task, index)
+        message = _trained(task, index, folder)
     except Lost as error:
         message = Message(kind="lost", text=str(error))
     except BaseException as error:  # where a process ends: whatever it was is raised again in the one that started it
@@ -88,7 +86,7 @@ def _end_with_parent(connection: Connection, folder: str) -> None:
         os._exit(1)
 
 
-def _trained(task: Task, index: int) -> Message:
+def _trained(task: Task, index: int, folder: str) -> Message:
     torch.set_num_threads(task.threads)
     device = torch.device(task.devices[index])
     model, data, make_hooks = _unpickled(task.pickled)
@@ -97,7 +95,7 @@ def _trained(task: Task, index: int) -> Message:
     count = len(task.devices)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.FileStore(os.path.join(task.folder, "store"), count),  # type: ignore[attr-defined]
+        store=dist.FileStore(os.path.join(folder, "store"), count),  # type: ignore[attr-defined]
         rank=index,
         world_size=count,
         timeout=PATIENCE,

@@ -52,11 +52,14 @@ NOT_PICKLED = (
     TypeError,
     ValueError,
 )
+# A signal to all processes at once is answered by this one: the others tidy up when it goes.
 START = """
-import sys
-descriptor, index, *sys.path = sys.argv[1:]
+import signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *ignored: None)
+descriptor, index, folder, *sys.path = sys.argv[1:]
 from orchestrator.training.member import main
-main(int(descriptor), int(index))
+main(int(descriptor), int(index), folder)
 """
 
 
@@ -113,17 +116,15 @@ def fit_parallel(
     model.cpu()  # a pickled tensor comes up where it lay
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # the first process shares its device with this one
-    with tempfile.TemporaryDirectory(prefix="orchestrator-", ignore_cleanup_errors=True) as folder:
-        task = Task(
-            pickled=_pickled({"the network": model, "the data set": data, "the method's penalty": make_hooks}),
-            schedule=schedule,
-            seed=seed,
-            devices=used,
-            batch_size=batch_size,
-            folder=folder,
-            threads=max(1, torch.get_num_threads() // len(used)),
-        )
-        first = _run(task)
+    task = Task(
+        pickled=_pickled({"the network": model, "the data set": data, "the method's penalty": make_hooks}),
+        schedule=schedule,
+        seed=seed,
+        devices=used,
+        batch_size=batch_size,
+        threads=max(1, torch.get_num_threads() // len(used)),
+    )
+    first = _run(task)
     _take_over_(model, first.weights)
     model.zero_grad()
     model.to(used[0])
@@ -169,7 +170,9 @@ def _run(task: Task) -> Message:
     """Start all processes, wait for all; the message of the first one. None is left when this returns or raises."""
     told = pickle.dumps(task)
     with ExitStack() as stack:
-        processes = [stack.enter_context(_Process(task, index)) for index in range(len(task.devices))]
+        # where they find one another; removed by them if this process is killed
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-", ignore_cleanup_errors=True))
+        processes = [stack.enter_context(_Process(task, index, folder)) for index in range(len(task.devices))]
         for process in processes:
             process.tell(told)
         return _watch(processes)
@@ -178,13 +181,13 @@ def _run(task: Task) -> Message:
 class _Process:
     """One process and the connection to it. Killed at the end of its context, if it has not ended by then."""
 
-    def __init__(self, task: Task, index: int) -> None:
+    def __init__(self, task: Task, index: int, folder: str) -> None:
         self.name = f"training process {index + 1} of {len(task.devices)} ({task.devices[index]})"
         self.connection, theirs = Pipe()
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", START, str(theirs.fileno()), str(index), *sys.path],
+                [sys.executable, "-c", START, str(theirs.fileno()), str(index), folder, *sys.path],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback},

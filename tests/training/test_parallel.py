@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -182,6 +183,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         wait_until(lambda: len(list(pids.iterdir())) == 2 or driver.poll() is not None)
         found = [int(path.name) for path in pids.iterdir()]
         assert len(list(left.glob("orchestrator-*"))) == 1
+        for pid in found:
+            os.kill(pid, signal.SIGTERM)  # as a scheduler does to all, and a terminal with SIGINT
         driver.kill()
     wait_until(lambda: not any(map(psutil.pid_exists, found)) and not list(left.glob("orchestrator-*")))
 
@@ -197,7 +200,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Processes run this in place of a training."""
     monkeypatch.setattr(parallel, "START", "import os, sys\ndescriptor = int(sys.argv[1])\n" + code)
     monkeypatch.setattr(parallel, "POLL", 0.05)
-    settings = {"pickled": bytes(10**7), "seed": 0, "batch_size": 2, "folder": "", "threads": 1}
+    settings = {"pickled": bytes(10**7), "seed": 0, "batch_size": 2, "threads": 1}
     parallel._run(Task(schedule=schedule(), devices=("cpu",), **settings))
 
 
@@ -265,6 +268,14 @@ def test_what_cannot_be_raised_again_is_told() -> None:
     for error, text in ((Own(3, "times"), "Own: 3 times"), (SystemExit(1), "SystemExit: 1")):
         with pytest.raises(ProcessFailed, match=f"^process 1 raised {text}$"):
             watched(member._told(error))
+
+
+def test_nothing_is_left_of_a_process_that_was_told_nothing(tmp_path: Path) -> None:
+    ours, theirs = Pipe()
+    ours.close()
+    (folder := tmp_path / "orchestrator-folder").mkdir()
+    member.main(os.dup(theirs.fileno()), 0, str(folder))
+    assert not folder.exists()
 
 
 # -- what cannot travel ---------------------------------------------------------------------------------------------
