@@ -198,3 +198,12 @@ def test_the_gpu_check_goes_on_after_a_failure(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (complaint,) = run("gpu", "--device", "cuda", code=2)
     assert complaint == "error: PyTorch finds no CUDA GPU here; --device cpu --tiny runs a small version"
+
+
+def test_two_processes_are_timed_beside_one(run: Run) -> None:
+    header, _, row = run("parallel_training", "--rounds", "1", "--steps", "1", "--models", "cifarnet")
+    found = dict(zip(cells(header), cells(row), strict=True))
+    assert (found["network"], found["processes"]) == ("cifarnet", "2")
+    assert float(found["error of all"]) < 2e-4
+    assert run("parallel_training", "--devices", "cpu", code=2)[0].startswith("error: --devices needs two or more")
+    assert run("parallel_training", "--models", "cifarnot", code=2)[0].startswith("error: unknown model 'cifarnot'")

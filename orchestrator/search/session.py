@@ -72,8 +72,11 @@ class Job:
         )
 
     @property
-    def device(self) -> str:
-        return "cuda" if self.resources.gpus_per_trial > 0 else "cpu"
+    def device(self) -> str | tuple[str, ...]:
+        gpus = self.resources.gpus_per_trial
+        if gpus > 1:
+            return tuple(f"cuda:{number}" for number in range(int(gpus)))  # of those that Ray shows to the worker
+        return "cuda" if gpus > 0 else "cpu"
 
     @property
     def threads(self) -> int:

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.record import InvalidInput
-from orchestrator.training.augmentation import Augmentation, augment
+from orchestrator.training.augmentation import WHOLE, Augmentation, augment
 from orchestrator.training.splits import Augmentable, DataSet, MapStyle, Pictures, Split
 
 Batch = tuple[Tensor, Tensor]
@@ -47,13 +47,18 @@ class Batches:
         for pictures, labels in self._source.read(plan, "none", 0):
             yield self._normalised(pictures), labels
 
-    def shuffled(self, seed: int, augmentation: Augmentation = "none") -> Iterator[Batch]:
-        """One epoch of full batches in an order drawn under the seed; what is left over sits this epoch out."""
+    def shuffled(self, seed: int, augmentation: Augmentation = "none", part: slice = WHOLE) -> Iterator[Batch]:
+        """One epoch of full batches in an order drawn under the seed; what is left over sits this epoch out.
+
+        Of each batch only the given part is read; its pictures are those of the whole batch to the last pixel.
+        """
         order = torch.randperm(self.count, generator=Generator().manual_seed(seed))
-        plan = order[: self.full * self.batch_size].split(self.batch_size)
+        whole = order[: self.full * self.batch_size].split(self.batch_size)
+        plan = tuple(indices[part] for indices in whole)
         changes = Generator(self._device).manual_seed(seed + 1)
         for pictures, labels in self._source.read(plan, augmentation, seed):
-            changed = pictures if self._source.augments else augment(pictures, augmentation, changes)
+            augmented = self._source.augments
+            changed = pictures if augmented else augment(pictures, augmentation, changes, of=self.batch_size, part=part)
             yield self._normalised(changed), labels
 
     def _normalised(self, pictures: Tensor) -> Tensor:

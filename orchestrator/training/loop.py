@@ -16,11 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from orchestrator.network.seeding import seeded
 from orchestrator.record import Schedule
 from orchestrator.training.batches import Batch, Batches
+from orchestrator.training.share import Alone, Share
 from orchestrator.training.splits import DataSet, SplitName
 
 WARM_UP = 0.25  # share of the steps in which one_cycle rises to its peak
 FIRST, LAST = 1 / 25, 1e-4  # where it starts and where it ends, as shares of the peak
 CHECK_EVERY = 200  # steps between looks at the loss, each of which waits for the device
+ALONE = Alone()
 
 
 class Diverged(RuntimeError):
@@ -82,13 +84,15 @@ def fit(
     device: str | torch.device = "cpu",
     extra_loss: Callable[[], Tensor] | None = None,
     after_backward: Callable[[], None] | None = None,
+    share: Share = ALONE,
 ) -> FitReport:
     """Train the model in place on data.train by SGD with Nesterov momentum, the rate set anew at each step.
 
     `extra_loss` is called after each forward pass and added to the loss; `after_backward` after each backward pass, to
     change the gradients (`.grad` is None where no loss reaches). Both see weights in the channels_last layout, which
     `view` refuses and `reshape` takes. Weight decay acts on parameters of two or more dimensions alone, not on biases
-    and norms. Batches are full: what is left over, drawn anew, sits an epoch out.
+    and norms. Batches are full: what is left over, drawn anew, sits an epoch out. `share` is this process's part where
+    several train one model together (`parallel`); the report is of the whole.
 
     The model moves to the device and stays there; its modes are left as they were, its weights contiguous, without
     gradients. The same seed gives the same weights on a CPU with the same number of threads; the caller's random state
@@ -98,11 +102,13 @@ def fit(
     started = time.perf_counter()
     epoch_seeds = torch.randint(2**62, (schedule.epochs,), generator=Generator().manual_seed(seed)).tolist()
     losses = []
-    with seeded(seed, device), _prepared(model, device, training=True):
+    with seeded(seed + share.index, device), _prepared(model, device, training=True):
         batches = Batches(data, data.train, schedule.batch_size, device)
-        step = _Step(model, schedule, batches.full * schedule.epochs, precision(device), extra_loss, after_backward)
+        steps = batches.full * schedule.epochs
+        step = _Step(model, schedule, steps, precision(device), share, extra_loss, after_backward)
         for number, epoch_seed in enumerate(epoch_seeds, start=1):
-            losses.append(_epoch(step, batches.shuffled(epoch_seed, schedule.augmentation), number))
+            losses.append(_epoch(step, batches.shuffled(epoch_seed, schedule.augmentation, share.part), number))
+            share.level_()
     model.zero_grad()
     _check_weights(model)
     samples = len(losses) * batches.full * batches.batch_size
@@ -118,15 +124,17 @@ class _Step:
         schedule: Schedule,
         steps: int,
         autocast: torch.dtype | None,
+        share: Share,
         *hooks: Callable[[], Any] | None,
     ) -> None:
         self.model, self.schedule, self.steps, self.autocast = model, schedule, steps, autocast
+        self.share = share
         self.extra_loss, self.after_backward = hooks
         self.optimizer = _optimizer(model, schedule)
         self.done = 0
 
     def __call__(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's cross-entropy, and the whole loss; neither is waited for."""
+        """The cross-entropy of this share, and the whole loss; neither is waited for."""
         rate = learning_rate(self.schedule, self.done, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -135,7 +143,7 @@ class _Step:
         cross_entropy = F.cross_entropy(out.float(), labels, label_smoothing=self.schedule.label_smoothing)
         loss = cross_entropy if self.extra_loss is None else cross_entropy + self.extra_loss()
         self.optimizer.zero_grad()
-        loss.backward()
+        self.share.backward(loss)
         if self.after_backward is not None:
             self.after_backward()
         self.optimizer.step()
@@ -169,13 +177,13 @@ def _epoch(step: _Step, batches: Iterable[Batch], number: int) -> float:
         cross_entropies.append(cross_entropy)
         losses.append(loss)
         if len(losses) % CHECK_EVERY == 0:
-            _check_losses(losses[-CHECK_EVERY:], number, len(losses) - CHECK_EVERY)
-    _check_losses(losses, number, 0)
-    return float(torch.stack(cross_entropies).mean())
+            _check_losses(step.share, losses[-CHECK_EVERY:], number, len(losses) - CHECK_EVERY)
+    _check_losses(step.share, losses, number, 0)
+    return float(step.share.over_whole_batches(torch.stack(cross_entropies)).mean())
 
 
-def _check_losses(losses: list[Tensor], epoch: int, before: int) -> None:
-    values = torch.stack(losses)
+def _check_losses(share: Share, losses: list[Tensor], epoch: int, before: int) -> None:
+    values = share.over_whole_batches(torch.stack(losses))
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise Diverged(f"the loss became {values[bad[0]].item()} in epoch {epoch}, step {before + bad[0] + 1}")

@@ -1,17 +1,16 @@
 """The network of a stage: built, rebuilt from what the store holds, trained, pruned."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.methods import Budget, Penalty, Subject
+from orchestrator.methods import Budget, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, cut, random_plan
 from orchestrator.network.architectures import build
 from orchestrator.network.latency import Latency, latency
@@ -20,6 +19,8 @@ from orchestrator.record import FrozenGroup, Schedule, TrialSpec, seed_of
 from orchestrator.store import PLAN_FILE, WEIGHTS_FILE, StageStore
 from orchestrator.training.batches import Batches
 from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
+from orchestrator.training.member import Hooks, MakeHooks
+from orchestrator.training.parallel import fit_parallel, no_hooks
 from orchestrator.training.splits import DataSet
 from orchestrator.trial.path import Setting, steps
 from orchestrator.trial.verified import verified
@@ -61,7 +62,12 @@ def replay_cut(spec: TrialSpec, store: StageStore, key: str, *, device: str = "c
 
 def _networks(spec: TrialSpec, store: StageStore, device: str) -> "Networks":
     setting = Setting.of(spec)
-    return Networks(setting, next(steps(setting)).key, store, torch.device(device))
+    return Networks(setting, next(steps(setting)).key, store, devices_of(device))
+
+
+def devices_of(device: str | Sequence[str]) -> tuple[torch.device, ...]:
+    """The devices of a trial: one, or several that train its networks together."""
+    return tuple(map(torch.device, [device] if isinstance(device, str) else device))
 
 
 def example_of(data: DataSet) -> Tensor:
@@ -72,8 +78,9 @@ def example_of(data: DataSet) -> Tensor:
 class Networks:
     """The networks of one trial. Closes over the dense one, which is built and coupled once."""
 
-    def __init__(self, setting: Setting, dense_key: str, store: StageStore, device: torch.device) -> None:
-        self.setting, self.store, self.device = setting, store, device
+    def __init__(self, setting: Setting, dense_key: str, store: StageStore, devices: tuple[torch.device, ...]) -> None:
+        self.setting, self.store, self.devices = setting, store, devices
+        self.device = devices[0]  # all but training is done here
         self._dense_key = dense_key
 
     @cached_property
@@ -111,22 +118,28 @@ class Networks:
         return network
 
     def fit_(self, network: Network, schedule: Schedule, key: str, *, penalised: bool = False) -> int:
-        """Train in place; returns train_flops."""
-        context: Any = nullcontext(Penalty())
+        """Train in place, on all devices; returns train_flops.
+
+        What the devices are, and how many, is in no stage's key: the results agree but for rounding and for what a
+        network draws at random itself, as they do between one kind of device and another.
+        """
+        make_hooks: MakeHooks = no_hooks
         if penalised:
-            assert self.setting.method.penalty is not None
-            subject = self._subject(network, key)
-            context = self.setting.method.penalty(subject, self.setting.spec.regularization_weight)
-        with context as penalty:
-            done = fit(
-                network.model,
-                self.setting.data,
-                schedule,
-                seed=seed_of(key),
-                device=self.device,
-                extra_loss=penalty.extra_loss,
-                after_backward=penalty.after_backward,
-            )
+            make_hooks = _Penalised(setting=self.setting, coupling=network.coupling, seed=seed_of(key))
+        model, data, seed = network.model, self.setting.data, seed_of(key)
+        if len(self.devices) > 1:
+            done = fit_parallel(model, data, schedule, seed=seed, devices=self.devices, make_hooks=make_hooks)
+        else:
+            with make_hooks(model) as (extra_loss, after_backward):
+                done = fit(
+                    model,
+                    data,
+                    schedule,
+                    seed=seed,
+                    device=self.device,
+                    extra_loss=extra_loss,
+                    after_backward=after_backward,
+                )
         return 3 * CostTable(network.coupling).flops() * done.samples
 
     def accuracy(self, network: Network) -> float:
@@ -139,19 +152,7 @@ class Networks:
         return latency(network.model, data.input_shape, batch=self.setting.spec.latency_batch, device=self.device)
 
     def _subject(self, network: Network, key: str) -> Subject:
-        data = self.setting.data
-
-        def calibration() -> Iterable[tuple[Tensor, Tensor]]:
-            batches = Batches(data, data.train, CALIBRATION_BATCH, self.device)
-            return islice(batches.shuffled(seed_of(key)), CALIBRATION_BATCHES)
-
-        return Subject(
-            model=network.model,
-            coupling=network.coupling,
-            options=self.setting.options,
-            calibration=calibration,
-            seed=seed_of(key),
-        )
+        return _subject(self.setting, network.model, network.coupling, seed_of(key))
 
     def _pruned(self, network: Network, key: str) -> Network:
         """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again."""
@@ -168,3 +169,30 @@ class Networks:
             method.repair_(model, self._subject(replace(network, coupling=found.coupling), key), found.plan)
         coupling, plan = found.coupling.restrict(found.plan), network.plan.then(found.plan)
         return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen)
+
+
+def _subject(setting: Setting, model: nn.Module, coupling: Coupling, seed: int) -> Subject:
+    data = setting.data
+
+    def calibration() -> Iterable[tuple[Tensor, Tensor]]:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        batches = Batches(data, data.train, CALIBRATION_BATCH, device)
+        return islice(batches.shuffled(seed), CALIBRATION_BATCHES)
+
+    return Subject(model=model, coupling=coupling, options=setting.options, calibration=calibration, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Penalised:
+    """What the method adds while a model trains, in whichever process the model lies."""
+
+    setting: Setting
+    coupling: Coupling
+    seed: int
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[Hooks]:
+        assert self.setting.method.penalty is not None
+        subject = _subject(self.setting, model, self.coupling, self.seed)
+        with self.setting.method.penalty(subject, self.setting.spec.regularization_weight) as penalty:
+            yield penalty.extra_loss, penalty.after_backward

@@ -28,7 +28,7 @@ from orchestrator.record import (
 )
 from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore, write_record
 from orchestrator.training.loop import Diverged
-from orchestrator.trial.networks import Network, Networks
+from orchestrator.trial.networks import Network, Networks, devices_of
 from orchestrator.trial.path import Setting, Step, steps
 from orchestrator.trial.provenance import commit
 from orchestrator.trial.time_limit import TimeLimit, watched
@@ -49,12 +49,13 @@ def run(
     store: StageStore,
     report: Callable[[Point], None] = lambda point: None,
     *,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     stop: Callable[[Sequence[Point]], str | None] = lambda points: None,
     time_limit: TimeLimit | None = None,
 ) -> Outcome:
     """Run a trial's stages in order; `report` gets each point as soon as its stage is published.
 
+    Several devices, such as ("cuda:0", "cuda:1"), train every network together, a process each.
     After each point but the last, `stop` is asked with all so far; its reason, if it gives one, ends the trial well.
     A stage that takes longer than the time limit is recorded as failed, and this process ended: see time_limit.py.
 
@@ -91,7 +92,9 @@ def run(
     )
 
 
-def _prepared(spec: TrialSpec, store: StageStore, device: str, time_limit: TimeLimit | None) -> "_Trial":
+def _prepared(
+    spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
+) -> "_Trial":
     """The trial with its data loaded, which may hang as well as a stage may."""
     key = _own_key(spec)
     _not_again(store, key, spec, time_limit)
@@ -102,10 +105,12 @@ def _prepared(spec: TrialSpec, store: StageStore, device: str, time_limit: TimeL
 class _Trial:
     """The state of one trial as it goes: which stages it passed, and what they cost."""
 
-    def __init__(self, spec: TrialSpec, store: StageStore, device: str, time_limit: TimeLimit | None) -> None:
+    def __init__(
+        self, spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
+    ) -> None:
         self.setting, self.store, self.time_limit = Setting.of(spec), store, time_limit
         self.steps = tuple(steps(self.setting))
-        self.networks = Networks(self.setting, self.steps[0].key, store, torch.device(device))
+        self.networks = Networks(self.setting, self.steps[0].key, store, devices_of(device))
         self.passed: list[str] = []
         self.computed: list[str] = []
         self.reused: list[str] = []

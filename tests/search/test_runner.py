@@ -322,6 +322,16 @@ def test_resources_that_the_machine_lacks_are_refused() -> None:
         placement.check_here(Resources(gpus_per_trial=64))
 
 
+def test_a_trial_with_several_gpus_is_told_of_each(tmp_path: Path) -> None:
+    from orchestrator.search import session
+
+    devices = {
+        gpus: session.Job(root=tmp_path, function="", resources=Resources(gpus_per_trial=gpus)).device
+        for gpus in (0, 0.5, 1, 2)
+    }
+    assert devices == {0: "cpu", 0.5: "cuda", 1: "cuda", 2: ("cuda:0", "cuda:1")}
+
+
 def test_ray_imported_too_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", sys)
     monkeypatch.delenv(runner.LOOPBACK)
