@@ -59,7 +59,8 @@ class Gain:
         self._numbers: dict[int, int] = {}  # of a proposal in that study
 
     def sampler(self, seed: int, *, explore: bool) -> BaseSampler:
-        self._study.sampler = RandomSampler(seed) if explore else TPESampler(seed=seed, n_startup_trials=1)
+        by_gain = TPESampler(seed=seed, n_startup_trials=1, multivariate=True)  # one density for all settings together
+        self._study.sampler = RandomSampler(seed) if explore else by_gain
         trial = self._study.ask(self._distributions)
         self._study.tell(trial, state=TrialState.FAIL)  # adopted with its number once it stands in the journal
         return Fixed({**trial.params, **self._most})

@@ -47,7 +47,7 @@ class Job:
     root: Place
     function: str  # "module:name" of the trial function
     resources: Resources
-    stopping: Stopping
+    stopping: Stopping = field(default_factory=Stopping)
     references: tuple[str, ...] = ()  # "module:function" of the user's own networks and data sets
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
