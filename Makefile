@@ -44,7 +44,7 @@ $(BASE): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): $(BASE)
-	$(PIP) install -c constraints.txt -e '.[dev,timm,export,bench]'
+	$(PIP) install -c constraints.txt -e '.[dev,timm,export,bench,cluster]'
 	@touch $@
 
 constraints: $(DEV)

@@ -16,7 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
 MODULES = sorted((ROOT / "orchestrator").rglob("*.py"))
-TREE = ("orchestrator", "tests", "benchmarks", "docs", "examples", "search_spaces", "results/reference", ".ci")
+TREE = (
+    "orchestrator",
+    "tests",
+    "benchmarks",
+    "docs",
+    "examples",
+    "search_spaces",
+    "results/reference",
+    "deploy",
+    ".ci",
+)
 MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(home/\w|root/|work/|Users/\w|tmp/venv)")
 
 

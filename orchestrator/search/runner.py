@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints whatever its verbosity
 }
+BUILT_IN = ("torchvision:", "timm:", "imagefolder:")  # names with a colon that are no function of the user's
 ABSENT = object()
 CHECKS = 64  # combinations of choices that are checked before Ray starts
 
@@ -139,10 +141,14 @@ def _drive(this: _Launch, install_handlers: Callable[[], None]) -> Summary:
 
 def _run(this: _Launch, proposals: Proposals, counts: Counts, install_handlers: Callable[[], None]) -> None:
     _set_environment(this.address)
+    # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
+    # whenever another falls idle: trials of seconds then run one at a time on any cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(this.space.proposals.parallel)
     from orchestrator.search import session
 
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space)
-    with session.connected(this.address, this.space.resources):
+    own = tuple(sorted(_references(this.space)))
+    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space, own)
+    with session.connected(this.address, this.space.resources, partial(say, this.console)):
         install_handlers()
         with Progress(this.console, this.space.name, counts) as progress:
             session.run(proposals, this.store, job, progress)
@@ -181,6 +187,12 @@ def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
     ]
     for values in islice(product(*options), CHECKS):
         yield space.spec(dict(zip(space.dimensions, values, strict=True)))
+
+
+def _references(space: SearchSpace) -> set[str]:
+    """The user's own functions that trials of the space call."""
+    names = {name for spec in _representatives(space) for name in (spec.model, spec.dataset)}
+    return {name for name in names if ":" in name and not name.startswith(BUILT_IN)}
 
 
 def _bind(store: StageStore, space: SearchSpace) -> None:

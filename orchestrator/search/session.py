@@ -19,10 +19,12 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import AuthenticationError
 from ray.tune.stopper import FunctionStopper
 
 from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, last_row
@@ -30,7 +32,9 @@ from orchestrator.search.space import Resources, SearchSpace, Stopping
 from orchestrator.search.stopping import reason_to_stop
 from orchestrator.store import StageStore
 
+STUDY_FILE = "study.json"
 RETRIES = 2  # of a trial whose worker was killed; what it had published is looked up
+TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN[_PATH]"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
 RunTrial = Callable[..., Outcome]
@@ -44,13 +48,16 @@ class Job:
     function: str  # "module:name" of the trial function
     resources: Resources
     stopping: Stopping
+    references: tuple[str, ...] = ()  # "module:function" of the user's own networks and data sets
     folder: Path = field(default_factory=Path.cwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
     @classmethod
-    def of(cls, run_trial: RunTrial, root: Place, space: SearchSpace) -> "Job":
+    def of(cls, run_trial: RunTrial, root: Place, space: SearchSpace, references: tuple[str, ...] = ()) -> "Job":
         function = f"{run_trial.__module__}:{run_trial.__qualname__}"
-        return cls(root=root, function=function, resources=space.resources, stopping=space.stopping)
+        return cls(
+            root=root, function=function, resources=space.resources, stopping=space.stopping, references=references
+        )
 
     @property
     def device(self) -> str:
@@ -62,8 +69,14 @@ class Job:
 
 
 @contextmanager
-def connected(address: str | None, resources: Resources) -> Iterator[None]:
-    """Ray, started on this machine or joined at `address`, and left again; one that already runs is used as it is."""
+def connected(
+    address: str | None, resources: Resources, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Ray, started on this machine or joined at `address`, and left again; one that already runs is used as it is.
+
+    `say` gets what the user should know of the cluster. Raises InvalidInput where there is no Ray, where it does not
+    let this process in, and where a trial fits no machine.
+    """
     if ray.is_initialized():
         yield
         return
@@ -74,13 +87,16 @@ def connected(address: str | None, resources: Resources) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = "on this machine" if address is None else f"at --address {address}"
-        raise InvalidInput(f"no Ray {where}: {str(error).strip().splitlines()[0]}") from error
+    except (AuthenticationError, ConnectionError, ValueError, RuntimeError) as error:
+        where, hint = ("on this machine", "") if address is None else (f"at --address {address}", TOKEN_HINT)
+        reason = str(next(iter(error.args), error)).strip().splitlines()[0]
+        raise InvalidInput(f"no Ray {where}: {reason}{hint}") from error
     with _hushed():
         try:
             if address is None:
-                _check_capacity(resources)
+                check_here(resources)
+            else:
+                check_cluster(resources, say)
             yield
         finally:
             ray.shutdown()
@@ -101,7 +117,8 @@ def _hushed() -> Iterator[None]:
 
 
 def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
-    """Run proposals until there are no more."""
+    """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials."""
+    check_machines(_complaint, job)
     proposer = Proposer(proposals, store)
     folder = _tune_folder(store.root)
     shutil.rmtree(folder, ignore_errors=True)
@@ -168,6 +185,22 @@ def _find(job: Job) -> RunTrial:
     return function
 
 
+def _complaint(job: Job) -> str | None:
+    """What keeps this process from running trials."""
+    try:
+        _find(job)
+        if job.references:
+            from orchestrator.network.user_function import find
+
+            for reference in job.references:
+                find(reference)
+    except (ImportError, InvalidInput) as error:
+        return f"{error}; install it there, or send it along: deploy/README.md"
+    if StageStore(job.root).read_json(STUDY_FILE) is None:
+        return f"it does not see {job.root}; give a --storage that every machine sees"
+    return None
+
+
 class Watcher(tune.Callback):
     """Passes on to the display what happens to the trials, and to the proposer which workers died."""
 
@@ -230,14 +263,3 @@ def _cause(traceback: str) -> tuple[FailureReason, str]:
         return "error", f"its worker process was killed or crashed, {RETRIES + 1} times"
     *_, line = traceback.strip().splitlines() or ["its worker was lost"]
     return "error", line
-
-
-def _check_capacity(resources: Resources) -> None:
-    """A trial that fits nowhere would wait for ever."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    wanted = {"CPU": ("cpus", resources.cpus_per_trial), "GPU": ("gpus", resources.gpus_per_trial)}
-    for unit, (name, share) in wanted.items():
-        there = have.get(unit, 0.0)
-        if share > there:
-            hint = f"give --{name}-per-trial {there:g} or less"
-            raise InvalidInput(f"resources.{name}_per_trial is {share:g}; this machine has {there:g} {unit}s: {hint}")

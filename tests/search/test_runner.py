@@ -68,15 +68,20 @@ def front(store: StageStore) -> list[tuple[str, float, int]]:
     return [(point.key, point.accuracy, point.flops) for point in frontier(list(store.points()))]
 
 
-def listening(process: psutil.Process) -> list[str]:
-    """The addresses that a process and its descendants listen on."""
+def listening(process: psutil.Process) -> dict[int, str]:
+    """The ports that a process and its descendants listen on, IPv4 and IPv6, with their addresses."""
     family = [process, *process.children(recursive=True)]
-    return [
-        connection.laddr.ip
+    return {
+        connection.laddr.port: connection.laddr.ip
         for member in family
         for connection in member.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
-    ]
+    }
+
+
+def named(process: psutil.Process, text: str) -> bool:
+    """Whether a process has a text in its command line."""
+    return any(text in word for word in process.info["cmdline"] or ())
 
 
 def is_loopback(text: str) -> bool:
@@ -86,9 +91,21 @@ def is_loopback(text: str) -> bool:
 
 @pytest.mark.usefixtures("ray_on_loopback")
 def test_ray_listens_on_loopback_alone() -> None:
+    """Every process of the session, once all of them are up, the agents and a worker too."""
+    import ray
+
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
+    parts = {"gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE"}
+    wait_for(lambda: parts <= {member.name() for member in psutil.Process().children(recursive=True)})
+    (node,) = ray.nodes()
+    wait_for(lambda: {node["NodeManagerPort"], node["ObjectManagerPort"]} <= listening(psutil.Process()).keys())
     found = listening(psutil.Process())
-    assert found
-    assert [address for address in found if not is_loopback(address)] == []
+    assert [address for address in found.values() if not is_loopback(address)] == []
+
+    session = ray._private.worker.global_worker.node.get_session_dir_path()
+    members = {member.pid for member in psutil.Process().children(recursive=True)}
+    assert [one.pid for one in psutil.process_iter(["cmdline"]) if named(one, session)] != []
+    assert {one.pid for one in psutil.process_iter(["cmdline"]) if named(one, session)} <= members
 
 
 @pytest.mark.usefixtures("ray_on_loopback")
@@ -176,7 +193,7 @@ def stop(search: Search, space: Path, number: signal.Signals) -> tuple[int, str]
     printed, _ = process.communicate(timeout=60)
     if number != signal.SIGKILL:  # then Ray's agents stay until they miss it, up to a minute; the workers go at once
         wait_for(lambda: not any(_lives(member) for member in family))
-    assert [address for address in addresses if not is_loopback(address)] == []
+    assert [address for address in addresses.values() if not is_loopback(address)] == []
     return process.returncode, printed
 
 
@@ -299,10 +316,10 @@ def test_a_storage_that_cannot_be_written_is_named(search: Search, space_file: W
 
 @pytest.mark.usefixtures("ray_on_loopback")
 def test_resources_that_the_machine_lacks_are_refused() -> None:
-    from orchestrator.search import session
+    from orchestrator.search import placement
 
     with pytest.raises(InvalidInput, match=r"resources\.gpus_per_trial is 64; this machine has \d+ GPUs"):
-        session._check_capacity(Resources(gpus_per_trial=64))
+        placement.check_here(Resources(gpus_per_trial=64))
 
 
 def test_ray_imported_too_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +337,7 @@ def test_an_unreachable_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", refuse)
-    message = r"^no Ray at --address 10\.0\.0\.1:6379: cannot connect to 10\.0\.0\.1:6379$"
+    message = r"^no Ray at --address 10\.0\.0\.1:6379: cannot connect to 10\.0\.0\.1:6379; .*RAY_AUTH_MODE=token"
     with pytest.raises(InvalidInput, match=message), session.connected("10.0.0.1:6379", Resources()):
         pass
 
