@@ -33,7 +33,6 @@ from orchestrator.collector import frontier
 from orchestrator.store import StageStore
 
 KINDS = ("worker", "raylet", "gcs", "driver")
-PATIENCE = 600.0  # seconds without a finished stage that are taken for a hang
 LINGER = 90.0  # seconds for what is left of a killed Ray to end by itself: its agents miss their GCS for 60
 DELAY = 3.0  # seconds between a number of finished stages and the kill, at most
 
@@ -45,6 +44,7 @@ class Search:
     command: list[str]
     store: StageStore
     log: Path
+    patience: float  # seconds without a finished stage that are taken for a hang
     driver: psutil.Popen | None = None
     family: dict[tuple[int, float], psutil.Process] = field(default_factory=dict)
     codes: list[int] = field(default_factory=list)
@@ -127,9 +127,9 @@ def until(search: Search, condition: Callable[[], bool]) -> None:
             search.start()
         if len(search.stages) != stages:
             since, stages = time.monotonic(), len(search.stages)
-        if time.monotonic() - since > PATIENCE:
+        if time.monotonic() - since > search.patience:
             end(search)
-            raise SystemExit(f"error: no stage was finished for {PATIENCE:.0f} s; see {search.log}")
+            raise SystemExit(f"error: no stage was finished for {search.patience:.0f} s; see {search.log}")
         time.sleep(0.05)
 
 
@@ -236,6 +236,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--driver", type=Path, help="a script SPACE STORAGE in place of `orchestrator search`")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds without a stage that mean a hang")
     parser.add_argument("--work", type=Path, help="a new folder for both studies; else one that is removed")
     return parser.parse_args()
 
@@ -245,7 +246,9 @@ def search_in(folder: Path, given: argparse.Namespace) -> Search:
     command = [sys.executable, "-m", "orchestrator", "search", str(given.space), "--storage", str(folder)]
     if given.driver is not None:
         command = [sys.executable, str(given.driver), str(given.space), str(folder)]
-    return Search(command=command, store=StageStore(folder / given.space.stem), log=folder / "log.txt")
+    return Search(
+        command=command, store=StageStore(folder / given.space.stem), log=folder / "log.txt", patience=given.patience
+    )
 
 
 def main() -> int:

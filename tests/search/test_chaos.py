@@ -35,4 +35,3 @@ def test_a_search_under_kills_ends_as_if_left_alone(
     assert "same frontier, key by key: yes" in printed
     for process in ("raylet", "GCS"):
         assert f"Ray's {process} was ended by SIGKILL; nothing finished is lost, going on with a new Ray" in log
-    assert "Traceback" not in log
