@@ -7,6 +7,7 @@ No lock and no server: a few operations that either kind of storage can do whole
     interface.py the handful of operations that everything above is made of
     local.py     ... on a file system
     objects.py   ... on object storage (s3://)
+    s3.py        the way to its server, and what its errors mean
 """
 
 from orchestrator.files.interface import Files, Held

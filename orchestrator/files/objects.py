@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -22,14 +22,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from orchestrator.files.interface import Files, patient
 from orchestrator.files.patience import Patience
 from orchestrator.files.places import Uri
-from orchestrator.record import InvalidInput
+from orchestrator.files.s3 import as_os_errors, check_bucket, connect, is_precondition
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 KEPT_SECONDS = 24 * 3600.0  # how long a copy stays that nobody asks for
 TOKEN = "written-by"  # in an object's metadata: tells a writer, whose answer was lost, that it was the one
-TIMEOUTS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1}}
 
 
 def remote(method: Callable[Concatenate["ObjectFiles", P], T]) -> Callable[Concatenate["ObjectFiles", P], T]:
@@ -37,7 +36,7 @@ def remote(method: Callable[Concatenate["ObjectFiles", P], T]) -> Callable[Conca
 
     @wraps(method)
     def translated(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with _as_os_errors():
+        with as_os_errors():
             return method(self, *args, **kwargs)
 
     return patient(translated)
@@ -49,7 +48,7 @@ class ObjectFiles(Files):
     def __init__(self, root: Uri, patience: Patience) -> None:
         self.root: Uri = root
         self.patience = patience
-        self._s3 = _connect(root)
+        self._s3 = connect(root)
         self._prepared = False
         self._ahead: dict[str, bytes | None] = {}
         self._cache = cache_of(root)
@@ -184,7 +183,7 @@ class ObjectFiles(Files):
         try:
             found: bytes = self._s3.cat_file(f"{self.root.bucket}/{self._key(name)}", max_concurrency=1)
         except FileNotFoundError as error:
-            _check_bucket(error)
+            check_bucket(error)
             return None
         return found
 
@@ -192,7 +191,7 @@ class ObjectFiles(Files):
         try:
             found: dict[str, Any] = self._s3.call_s3("head_object", Bucket=self.root.bucket, Key=self._key(name))
         except FileNotFoundError as error:
-            _check_bucket(error)
+            check_bucket(error)
             return None
         return found
 
@@ -316,13 +315,13 @@ class HeldObject:
     def touch(self) -> bool:
         self._touches += 1
         content = self._content + self.MARK + str(self._touches).encode()
-        with _as_os_errors():
+        with as_os_errors():
             try:
                 self._tag = self._files._put(self._name, content, IfMatch=self._tag)
             except FileNotFoundError:
                 return False
             except OSError as error:
-                if not _is_precondition(error):
+                if not is_precondition(error):
                     raise
                 return self._was_written_before()
         return True
@@ -339,55 +338,8 @@ class HeldObject:
         return True
 
 
-def _connect(root: Uri) -> Any:
-    try:
-        import s3fs
-    except ImportError as error:
-        raise InvalidInput(
-            f"{root}: s3:// needs the extra \"s3\": pip install 'pruning-orchestrator[s3]' ({error})"
-        ) from error
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL"))
-    s3 = s3fs.S3FileSystem(use_listings_cache=False, endpoint_url=endpoint, config_kwargs=TIMEOUTS)
-    s3.retries = 1  # Patience tries again
-    return s3
-
-
 def cache_of(root: Uri) -> Path:
     """This user's folder for a study on this machine: no other user's, and no other server's."""
     server = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
     name = hashlib.sha256(server.encode()).hexdigest()[:8]
     return Path(tempfile.gettempdir()) / f"orchestrator-{os.getuid()}" / name / root.path
-
-
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Errors of the libraries underneath, as what they are: a connection that failed, or credentials."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        from botocore import exceptions as boto
-        from botocore.parsers import ResponseParserError
-
-        if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
-            raise PermissionError(errno.EACCES, f"{error}; set AWS_PROFILE or AWS_ACCESS_KEY_ID") from error
-        away = (boto.HTTPClientError, boto.ConnectionError, ResponseParserError, boto.IncompleteReadError)
-        if isinstance(error, away) or type(error).__module__.startswith("aiohttp"):
-            raise ConnectionError(str(error)) from error
-        raise
-
-
-def _check_bucket(error: FileNotFoundError) -> None:
-    """An object that is not there is no error; a bucket that is not there is one."""
-    if _code(error) == "NoSuchBucket":
-        raise error
-
-
-def _is_precondition(error: OSError) -> bool:
-    return _code(error) in ("PreconditionFailed", "412")
-
-
-def _code(error: OSError) -> str:
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
