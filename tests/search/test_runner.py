@@ -133,7 +133,7 @@ def test_a_search_runs_resumes_and_extends(search: Search, space_file: Write) ->
     again = search(space, trials=5)
     assert (again.trials, again.computed) == (5, 0)
     assert "nothing to do" in search.printed
-    assert "5 of 5 trials are done; --trials 9 goes on" in search.printed
+    assert "5 trials are done; the budget is used up (5 of 5 trials); --trials 9 goes on" in search.printed
     assert search(space, trials=2).trials == 5
 
     more = search(space, trials=8)
