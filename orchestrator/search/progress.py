@@ -12,33 +12,40 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.collector import best_at, frontier, hypervolume
+from orchestrator.collector import frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.record import Point
+from orchestrator.search.space import Limits
+from orchestrator.search.worth import Found, Front
 
 BUDGETS = (0.75, 0.5, 0.25)  # of flops_kept, where the best accuracy is shown
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """Where a search stands. `points` are all of the study, by key."""
+    """Where a search stands. `points` are the keys of all of the study; `front` their frontier within the limits."""
 
     target: int
     done: int = 0
     failed: int = 0
     running: set[int] = field(default_factory=set)
-    points: dict[str, Point] = field(default_factory=dict)
+    points: set[str] = field(default_factory=set)
+    front: Front = field(default_factory=lambda: Front(Limits()))
     computed: set[str] = field(default_factory=set)
     reused: int = 0
     stopped: int = 0
     left: str = ""  # of the budget, in words
 
-    def hypervolume(self) -> float:
-        return hypervolume([p.accuracy for p in self.points.values()], [p.flops_kept for p in self.points.values()])
+    def add(self, point: Point) -> None:
+        """Count a point, once."""
+        if point.key not in self.points:
+            self.points.add(point.key)
+            self.front.add(Found.of(point))
 
     def best(self) -> dict[float, float | None]:
-        points = self.points.values()
-        return best_at([p.accuracy for p in points], [p.flops_kept for p in points], BUDGETS)
+        """The best accuracy within each budget of flops_kept; None where no point is within it."""
+        found = {budget: self.front.accuracy_within(budget) for budget in BUDGETS}
+        return {budget: accuracy if accuracy >= 0 else None for budget, accuracy in found.items()}
 
 
 class Progress:
@@ -76,7 +83,7 @@ class Progress:
 
     def found(self, index: int, point: Point) -> None:
         with self._lock:
-            self.counts.points[point.key] = point
+            self.counts.add(point)
             self._trial_points.setdefault(index, set()).add(point.key)
 
     def ended(
@@ -124,7 +131,7 @@ class Progress:
                 ),
                 ("budget left", counts.left or "-"),
                 ("points", f"{len(counts.points)}"),
-                ("hypervolume", f"{counts.hypervolume():.4f}"),
+                ("hypervolume", f"{counts.front.worth:.4f}"),
                 *((f"accuracy at flops_kept {budget:g}", accuracy(best)) for budget, best in counts.best().items()),
                 ("elapsed", duration(self._clock() - self._begun)),
                 ("left", "-" if left is None else f"about {duration(left)}"),
@@ -142,7 +149,7 @@ class Progress:
         took = self._clock() - self._started_at.get(index, self._begun)
         return (
             f"{place}: {len(self._trial_points.get(index, ()))} points, {computed} new stages, {took:.1f} s; "
-            f"hypervolume {counts.hypervolume():.4f}"
+            f"hypervolume {counts.front.worth:.4f}"
         )
 
 

@@ -27,6 +27,7 @@ from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
+from orchestrator.search.worth import Front
 from orchestrator.store import StageStore
 
 STUDY_FILE = "study.json"
@@ -145,10 +146,12 @@ def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> S
         failed=len(proposals.failures),
         stopped=len(proposals.stops),
         left=proposals.left,
-        points={point.key: point for point in this.store.points()},
+        front=Front(this.space.limits),
         computed={key for attempt in attempts for key in attempt.computed},
         reused=sum(attempt.reused for attempt in attempts[-1:]),
     )
+    for point in this.store.points():
+        counts.add(point)
     attempts.append(counts)
     _announce(this, proposals)
     if not proposals.over:

@@ -47,13 +47,13 @@ class Front:
         self._note_ceiling(point)
         if violation(point, self.limits) > 0 or self.accuracy_within(point.flops_kept) >= point.accuracy:
             return 0.0
-        before = self._worth()
+        before = self.worth
         at = bisect_right(self._flops, point.flops_kept)
         at -= at > 0 and self._flops[at - 1] == point.flops_kept
         end = bisect_right(self._accuracy, point.accuracy)
         self._flops[at:end] = [point.flops_kept]
         self._accuracy[at:end] = [point.accuracy]
-        return self._worth() - before
+        return self.worth - before
 
     def accuracy_within(self, flops_kept: float) -> float:
         """The best accuracy at most so many flops_kept; -1 if there is no point."""
@@ -84,7 +84,9 @@ class Front:
         if self.limits.max_flops is not None:
             self._ceiling = min(1.0, self.limits.max_flops * point.flops_kept / point.flops)
 
-    def _worth(self) -> float:
+    @property
+    def worth(self) -> float:
+        """The hypervolume within the limits."""
         floor = self.limits.min_accuracy or 0.0
         ends = [*self._flops, self._ceiling][1:]
         return sum(
