@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from many_trials import point_of, proposals_of, steps_of
@@ -136,10 +137,10 @@ def plain_loop(specs: list[TrialSpec], root: Path, workers: int) -> None:
 
 
 def untrained(
-    spec: TrialSpec, store: StageStore, report: Callable[[Point], None] = lambda point: None, *, device: str = "cpu"
+    spec: TrialSpec, store: StageStore, report: Callable[[Point], None] = lambda point: None, **options: Any
 ) -> Outcome:
-    """What trial.run does, without any training: every stage is published at once."""
-    points, computed = [], []
+    """What trial.run does, without any training: every stage is published at once, and none is left out."""
+    points, stages, computed = [], [], []
     for step in steps_of(spec):
 
         def compute(folder: Path, step=step) -> None:  # type: ignore[no-untyped-def]
@@ -150,10 +151,11 @@ def untrained(
 
         if store.obtain(step.key, compute)[1]:
             computed.append(step.key)
+        stages.append(step.key)
         if step.kind != "sparse":
             points.append(store.point(step.key))
             report(points[-1])
-    return Outcome(points=tuple(points), computed=tuple(computed))
+    return Outcome(points=tuple(points), stages=tuple(stages), computed=tuple(computed))
 
 
 def unchecked(spec: TrialSpec) -> tuple[str, ...]:

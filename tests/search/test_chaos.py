@@ -33,5 +33,6 @@ def test_a_search_under_kills_ends_as_if_left_alone(
     for line in ("stages lost: 0", "stages repeated: 0; computed by two at once: 0", "zombies: 0 ("):
         assert line in printed
     assert "same frontier, key by key: yes" in printed
-    for process in ("raylet", "GCS"):
-        assert f"Ray's {process} was ended by SIGKILL; nothing finished is lost, going on with a new Ray" in log
+    for process in ("raylet", "GCS"):  # which may also die while Ray starts; the driver is then started again
+        said = f"Ray's {process} was ended by SIGKILL; nothing finished is lost, going on with a new Ray"
+        assert said in log or "no Ray on this machine: " in log
