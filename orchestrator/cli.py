@@ -113,7 +113,7 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         "search": driver,
         "trials": f"{now.trials} ended" + (f", {len(now.stopped)} of them stopped early" if now.stopped else ""),
         "stages": ", ".join(f"{count} {kind}" for kind, count in now.stages.items()),
-        "computed, reused": f"{sum(now.stages.values())}, {now.reused}",
+        "reuse": f"{sum(now.stages.values())} stages computed, {now.reused} found finished",
         "points": str(now.points),
         "failures": str(now.failures),
         "hypervolume": f"{now.hypervolume:.4f} (flops_kept below 1, accuracy above 0)",

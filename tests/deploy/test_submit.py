@@ -116,10 +116,13 @@ class Study:
             text=True,
         )
         assert process.stdout is not None
+        said = []
         for line in process.stdout:
+            said.append(line)
             if found := re.search(r"Job '(own-[\d-]+)' submitted successfully", line):
                 return found[1], process
-        raise AssertionError("not submitted")
+        process.communicate(timeout=60)
+        raise AssertionError("".join(said))
 
     def until_published(self, more: int) -> dict[str, str]:
         """Every finished stage with its moment, once there are so many more."""

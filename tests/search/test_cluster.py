@@ -56,11 +56,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackCluste
         patch.setenv("RAY_AUTH_TOKEN", "a-token-for-these-tests-alone-0123456789")
         patch.setenv("RAY_TMPDIR", "/tmp")  # the paths of its sockets may not be long
         runner._set_environment(None)
+        read_authentication_anew()
         here = LoopbackCluster()
         try:
             yield here
         finally:
             here.ray.shutdown()
+    read_authentication_anew()
+
+
+def read_authentication_anew() -> None:
+    """What this process has read of the environment before, when it first used Ray, counts no longer."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def search(space: Path, storage: Path, address: str, **changes: Any) -> tuple[Summary, str]:

@@ -68,7 +68,7 @@ def looks_around(model: nn.Module) -> Iterator[Hooks]:
     def after_backward() -> None:
         listening = [each.laddr.ip for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]
         assert set(listening) <= {"127.0.0.1"}, listening
-        assert bool(listening) == dist.is_initialized()
+        assert listening or not dist.is_initialized()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:

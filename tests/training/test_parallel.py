@@ -53,9 +53,10 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     torch.set_num_threads(1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     plain = torch.batch_norm
+    before = psutil.Process().children(recursive=True)  # of other tests: servers, trackers of multiprocessing
     yield
     assert list(tmp_path.glob("orchestrator-*")) == []
-    assert psutil.Process().children(recursive=True) == []
+    assert [one for one in psutil.Process().children(recursive=True) if one not in before] == []
     assert torch.batch_norm is plain
 
 
