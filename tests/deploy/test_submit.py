@@ -105,9 +105,24 @@ class Study:
     store: StageStore
 
     def submit(self) -> tuple[str, subprocess.Popen[str]]:
-        """The submission id, and the process that follows the job."""
+        """The submission id, and the process that follows the job. A head takes jobs a while after it has started."""
+        deadline = time.monotonic() + 180
+        while True:
+            process = self._submitting()
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if found := re.search(r"Job '(own-[\d-]+)' submitted successfully", line):
+                    return found[1], process
+            process.communicate(timeout=60)
+            refused = "".join(said)
+            assert "No available agent to submit job" in refused, refused
+            assert time.monotonic() < deadline, refused
+
+    def _submitting(self) -> subprocess.Popen[str]:
         command = ["deploy/submit.sh", "own.toml", str(self.store.root.parent), "--cpus-per-trial", "1"]
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             cwd=self.project,
             env=self.head.environment,
@@ -115,14 +130,6 @@ class Study:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(r"Job '(own-[\d-]+)' submitted successfully", line):
-                return found[1], process
-        process.communicate(timeout=60)
-        raise AssertionError("".join(said))
 
     def until_published(self, more: int) -> dict[str, str]:
         """Every finished stage with its moment, once there are so many more."""
