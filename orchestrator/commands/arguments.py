@@ -1,0 +1,29 @@
+"""The arguments that many commands take, and what they mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.collector import Study
+
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or the path of its folder.")]
+Storage = Annotated[str, typer.Option(metavar="DIR", help="The folder or s3://bucket/prefix that holds the studies.")]
+MaxFlops = Annotated[str | None, typer.Option(metavar="FLOPS", help="The largest number of flops, such as 60M.")]
+MinAccuracy = Annotated[float | None, typer.Option(metavar="SHARE", help="The lowest accuracy, such as 0.9.")]
+RESULTS, DATA = "results", Path("data")
+
+
+def open_study(name: str, storage: str) -> "Study":
+    """The study of this name in the storage. Raises InvalidInput where there is none."""
+    from orchestrator.collector import Study
+
+    return Study(name, results=storage)
+
+
+def limit(max_flops: str | None) -> int | None:
+    """A limit of flops as a number, from what was typed."""
+    from orchestrator.collector import parse_flops
+
+    return None if max_flops is None else parse_flops(max_flops, "--max-flops")

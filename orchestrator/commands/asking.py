@@ -1,0 +1,132 @@
+"""What a study has found: `orchestrator status | front | best | plot`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.arguments import RESULTS, MaxFlops, MinAccuracy, Storage, StudyName, limit, open_study
+from orchestrator.record import InvalidInput
+from orchestrator.tables import (
+    ACCURACY_MEANS,
+    CELLS,
+    FLOPS_MEANS,
+    facts_of,
+    first_line,
+    flops_text,
+    print_facts,
+    print_frame,
+    print_front,
+    print_heading,
+    print_table,
+    share_text,
+)
+
+
+class Format(StrEnum):
+    """How `front` prints."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+def status(study: StudyName, storage: Storage = RESULTS) -> None:
+    """How far a study is."""
+    asked = open_study(study, storage)
+    now = asked.status()
+    driver = "not running" if now.driver is None else f"run by process {now.driver.pid} on {now.driver.host}"
+    facts = {
+        "study": str(now.path),
+        "search": driver,
+        "trials": f"{now.trials} ended" + (f", {len(now.stopped)} of them stopped early" if now.stopped else ""),
+        "stages": ", ".join(f"{count} {kind}" for kind, count in now.stages.items()),
+        "reuse": f"{sum(now.stages.values())} stages computed, {now.reused} found finished",
+        "points": str(now.points),
+        "failures": str(now.failures),
+        "hypervolume": f"{now.hypervolume:.4f} (flops_kept below 1, accuracy above 0)",
+        "train_flops": f"{flops_text(now.train_flops)}; {flops_text(now.train_flops_saved)} saved by reuse",
+        "seconds": f"{now.seconds:.1f}",
+    }
+    if now.damaged:
+        facts["damaged"] = f"{len(now.damaged)} stages, see below"
+    if now.duplicates:
+        facts["computed twice"] = f"{now.duplicates} stages"
+    print_facts(facts)
+    typer.echo()
+    print_heading("Best accuracy within budgets")
+    print_table(
+        ["flops_kept up to", "accuracy"],
+        [[f"{budget:g}", share_text(accuracy)] for budget, accuracy in now.best_at.items()],
+    )
+    if now.stopped:
+        typer.echo()
+        print_heading("Stopped early: what was left of them could not matter")
+        print_table(["trial", "stopped"], [[str(index), reason] for index, reason in now.stopped.items()])
+    frozen = asked.frozen()
+    if len(frozen):
+        typer.echo()
+        print_heading("Groups left whole: their cut, tried on the model's own weights, was not right")
+        print_frame(frozen, {"group": str, "channels": str, "stages": str, "reason": first_line})
+    if now.damaged:
+        typer.echo()
+        print_heading("Stages that cannot be read, and those that were moved aside to be computed again")
+        for problem in now.damaged:
+            typer.echo(problem)
+    if now.failures:
+        typer.echo()
+        print_heading("Failures", f"tracebacks: {now.path / 'failures'}")
+        shown = ["reason", "message", "regularization_weight", "pruning_ratio", "key"]
+        print_frame(asked.failures(), {name: CELLS.get(name, first_line) for name in shown})
+
+
+def front(
+    study: StudyName,
+    max_flops: MaxFlops = None,
+    min_accuracy: MinAccuracy = None,
+    format: Annotated[Format, typer.Option(help="A table to read; csv or json with everything.")] = Format.table,
+    storage: Storage = RESULTS,
+) -> None:
+    """The frontier: the points no other point beats in both accuracy and flops."""
+    from orchestrator.collector import as_csv, as_json
+
+    asked = open_study(study, storage)
+    found = asked.front(max_flops=limit(max_flops), min_accuracy=min_accuracy)
+    if format is Format.table:
+        print_front(asked, found)
+    else:
+        typer.echo((as_csv if format is Format.csv else as_json)(found).rstrip("\n"))
+    for problem in asked.damaged.values():
+        typer.echo(f"left out: {problem}", err=True)
+
+
+def best(
+    study: StudyName,
+    max_flops: MaxFlops = None,
+    min_accuracy: MinAccuracy = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Copy weights, plan and records there.")] = None,
+    storage: Storage = RESULTS,
+) -> None:
+    """The most accurate point within a budget of flops, or the cheapest with an accuracy."""
+    if max_flops is None and min_accuracy is None:
+        raise InvalidInput("give --max-flops, --min-accuracy or both")
+    asked = open_study(study, storage)
+    point = asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy)
+    files = [] if output is None else asked.export(point.key, output)
+    print_heading(f"{point.model} on {point.dataset}", FLOPS_MEANS, ACCURACY_MEANS)
+    print_facts(facts_of(point))
+    for file in files:
+        typer.echo(f"wrote {file}")
+
+
+def plot(
+    study: StudyName,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The picture: FILE.svg or FILE.png.")],
+    storage: Storage = RESULTS,
+) -> None:
+    """Draws the frontier."""
+    from orchestrator.collector.picture import draw_front
+
+    draw_front(open_study(study, storage), output)
+    typer.echo(f"wrote {output}")

@@ -1,0 +1,36 @@
+"""`orchestrator search`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.arguments import RESULTS, Storage
+from orchestrator.tables import console
+
+
+def search(
+    space: Annotated[Path, typer.Argument(metavar="SPACE.toml", help="The search-space file.")],
+    *,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all; else the file says.")] = None,
+    train_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help="How much training in all: 50T.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.0, help="How long in all, every launch counted.")] = None,
+    storage: Storage = RESULTS,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each trial.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="GPUs for each trial, such as 0.5.")] = None,
+) -> None:
+    """Starts a search; started again, goes on with it; with a larger budget, extends it."""
+    from orchestrator.search import launch
+
+    launch(
+        space,
+        trials=trials,
+        train_flops=train_flops,
+        hours=hours,
+        storage=storage,
+        address=address,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        console=console(),
+    )
