@@ -72,8 +72,9 @@ def to_onnx(
 ) -> Exported:
     """Write a network as ONNX, its input named "pictures" [batch, C, H, W]; compared under ONNX Runtime on the CPU.
 
-    metadata: what the file says of itself, `session.get_modelmeta().custom_metadata_map` under ONNX Runtime. Weights of 2 GB and more, which the format cannot hold, go into a second file, "<path>.data". A file that is there
-    is replaced only by one that passed. The model is not touched.
+    metadata: what the file says of itself, `session.get_modelmeta().custom_metadata_map` under ONNX Runtime. Weights
+    of 2 GB and more, which the format cannot hold, go into a second file, "<path>.data". A file that is there is
+    replaced only by one that passed. The model is not touched.
     Raises ExportFailed, or InvalidInput where the packages of the extra `export` are missing.
     """
     return _export(ONNX, model, input_shape, Path(path), batches=batches, tolerance=tolerance, metadata=metadata)
@@ -90,7 +91,8 @@ def to_torch_export(
 ) -> Exported:
     """Write a network as a .pt2 file, which `torch.export.load(path).module()` runs.
 
-    metadata: what the file says of itself, the `extra_files` of torch.export.load. A file that is there is replaced only by one that passed. The model is not touched. Raises ExportFailed.
+    metadata: what the file says of itself, the `extra_files` of torch.export.load. A file that is there is replaced
+    only by one that passed. The model is not touched. Raises ExportFailed.
     """
     return _export(
         TORCH_EXPORT, model, input_shape, Path(path), batches=batches, tolerance=tolerance, metadata=metadata
@@ -121,16 +123,16 @@ def _export(
         try:
             with _quiet():
                 form.write(_followed(network, input_shape), aside, metadata)
-                difference = _difference(network, form.read(aside), input_shape, batches)
+                worst = difference(network, form.read(aside), input_shape, batches)
         except REFUSALS as error:
             raise ExportFailed(f"{path}: the network cannot be exported: {_line(error)}") from error
-        if not difference <= tolerance:
-            raise ExportFailed(f"{path}: differs from the network by {difference:.1e}; {tolerance:g} is allowed")
+        if not worst <= tolerance:
+            raise ExportFailed(f"{path}: differs from the network by {worst:.1e}; {tolerance:g} is allowed")
         written = sorted(staging.iterdir())
         size = sum(file.stat().st_size for file in written)
         for file in written:
             file.replace(path.parent / file.name)
-    return Exported(path=path, bytes=size, difference=difference)
+    return Exported(path=path, bytes=size, difference=worst)
 
 
 def check_installed(form: Form) -> None:
@@ -177,7 +179,7 @@ def _followed(network: nn.Module, input_shape: InputShape) -> Any:
     return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
 
 
-def _difference(network: nn.Module, answer: Answer, input_shape: InputShape, batches: Sequence[int]) -> float:
+def difference(network: nn.Module, answer: Answer, input_shape: InputShape, batches: Sequence[int] = BATCHES) -> float:
     """The worst difference of any output, relative to the largest number in it. Infinite if that cannot be said."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0

@@ -67,8 +67,8 @@ class DataSet:
     """Pictures of `classes` classes in three disjoint parts.
 
     mean and std are the train pictures', per channel, of values in [0, 1]; the fingerprint tells any two contents or
-    splits apart and is part of the key of every stage trained on them. `prepared` tells whoever feeds a network later how
-    a picture becomes what the splits hold, where that is more than to read it.
+    splits apart and is part of the key of every stage trained on them. `prepared` tells whoever feeds a network
+    later how a picture becomes what the splits hold, where that is more than to read it.
     """
 
     name: str
