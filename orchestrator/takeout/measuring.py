@@ -185,6 +185,7 @@ def _installed() -> dict[str, str]:
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
+    found["torch"] = str(torch.__version__)  # with the build that it is
     return found
 
 

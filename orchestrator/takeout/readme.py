@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.collector.query import format_flops
+from orchestrator.network.latency import Latency
 from orchestrator.takeout.figures import ExportedFile, Figures, StageFacts
 from orchestrator.takeout.scripts import TITLES, script
 
@@ -18,8 +19,9 @@ CARD = """\
 
 {counts}
 
-flops are multiply-accumulates of convolutions and linear layers, batch 1; biases and norms not counted. accuracy is
-top-1 on the validation split, by which the search chose: the best of many is an optimistic figure. {test}
+{counted}
+
+{test}
 
 ## What it takes
 
@@ -27,8 +29,8 @@ top-1 on the validation split, by which the search chose: the best of many is an
 - before the network: `(pictures - 255 * mean) / (255 * std)`, channel by channel, as float32 [N, {shape}]
 - mean: {mean}
 - std: {std}
-- what it gives: float32 [N, {classes}], a score for each class; the highest is the answer. Classes are numbered as the
-  data set numbers them.
+- what it gives: float32 [N, {classes}], a score for each class; the highest is the answer
+- classes: numbered as the data set numbers them
 
 {told}
 
@@ -59,6 +61,12 @@ difference: of the worst output from the network in memory, relative to the larg
 """
 
 
+COUNTED = (
+    "flops are multiply-accumulates of convolutions and linear layers, batch 1; biases and norms not counted. accuracy "
+    "is top-1 on the validation split, by which the search chose: the best of many is an optimistic figure."
+)
+
+
 def readme(figures: Figures) -> str:
     """The text of README.md: all that figures.json says, and how the model is run."""
     data, shape = figures.data, ", ".join(map(str, figures.input_shape))
@@ -69,6 +77,7 @@ def readme(figures: Figures) -> str:
         summary=f"Sorts {' x '.join(map(str, figures.input_shape))} pictures into {data.classes} classes. Trained on "
         f"{verbatim(data.name)}.",
         counts=_counts(figures),
+        counted=COUNTED,
         test=_test(figures),
         pixels=f"uint8 [N, {shape}], 0 to 255",
         prepared=f" ({verbatim(prepared)})" if prepared else "",
@@ -78,7 +87,9 @@ def readme(figures: Figures) -> str:
         classes=data.classes,
         told=_told(figures.files),
         programs="\n".join(
-            f"### {TITLES[file.format]}\n\n{fenced(script(file.format, figures), 'python')}\n" for file in figures.files
+            f"### {title}\n\n{fenced(script(form, figures), 'python')}\n"
+            for form, title in TITLES.items()
+            if form in {file.format for file in figures.files}
         ),
         settings=_settings(figures),
         path=_path(figures),
@@ -129,6 +140,10 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _milliseconds(found: Latency) -> str:
+    return f"{found.latency_ms:.3f} ({found.p10_ms:.3f} to {found.p90_ms:.3f})"
+
+
 def _flops(value: int) -> str:
     return format_flops(value)
 
@@ -150,7 +165,7 @@ def _counts(figures: Figures) -> str:
         rows.append([f"test_accuracy over {found.seeds} seeds", f"{found.test_accuracy_mean:.4f}{deviation}", ""])
     if (measured := figures.latency) is not None:
         under = f"latency_ms (a batch of {measured.pruned.batch}, {measured.pruned.threads} threads)"
-        rows.append([under, f"{measured.pruned.latency_ms:.3f}", f"{measured.dense.latency_ms:.3f}"])
+        rows.append([under, *(_milliseconds(found) for found in (measured.pruned, measured.dense))])
     if (during := figures.search_latency) is not None:
         rows.append([f"latency_ms during the search (a batch of {during.batch})", f"{during.latency_ms:.3f}", ""])
     return _table(["", "this model", "dense"], rows)
@@ -172,9 +187,8 @@ def _test(figures: Figures) -> str:
         )
     if figures.latency is not None:
         said += (
-            "\n\nlatency_ms: the median of "
-            f"{figures.latency.pruned.repeats} batches under PyTorch, pruned and dense in turn, on "
-            f"{verbatim(figures.latency.machine)}."
+            f"\n\nlatency_ms: the median of {figures.latency.pruned.repeats} batches (and what eight in ten of them took) "
+            f"under PyTorch, pruned and dense in turn, on {verbatim(figures.latency.machine)}."
         )
     return said
 

@@ -119,7 +119,11 @@ def _checked(formats: Sequence[str]) -> tuple[str, ...]:
     if not formats:
         raise InvalidInput(f"formats: none is given; allowed are {', '.join(FORMATS)}")
     if "onnx" in formats:
-        check_installed(ONNX)
+        try:
+            check_installed(ONNX)
+        except InvalidInput as error:
+            others = ",".join(form for form in FORMATS if form != "onnx")
+            raise InvalidInput(f"{error}; or leave them out: --formats {others}") from error
     return tuple(form for form in FORMATS if form in formats)
 
 
