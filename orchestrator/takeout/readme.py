@@ -187,8 +187,8 @@ def _test(figures: Figures) -> str:
         )
     if figures.latency is not None:
         said += (
-            f"\n\nlatency_ms: the median of {figures.latency.pruned.repeats} batches (and what eight in ten of them took) "
-            f"under PyTorch, pruned and dense in turn, on {verbatim(figures.latency.machine)}."
+            f"\n\nlatency_ms: the median of {figures.latency.pruned.repeats} batches, and what eight in ten of them "
+            f"took, under PyTorch, pruned and dense in turn, on {verbatim(figures.latency.machine)}."
         )
     return said
 

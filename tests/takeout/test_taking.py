@@ -134,8 +134,8 @@ def test_the_dense_model_can_be_taken_too(trained: Study, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    model, dataset = CODE
-    return searched(tmp_path_factory.mktemp("own") / "own", model=model, dataset=dataset, latency_batch=0)
+    changes = {"model": CODE[0], "dataset": CODE[1], "pruning_ratio": 0.3, "latency_batch": 0}
+    return searched(tmp_path_factory.mktemp("own") / "own", **changes)
 
 
 def test_a_network_and_data_of_the_users_are_named_in_the_card(own: Study, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_export_that_is_killed_leaves_nothing_under_the_name(
     folder = tmp_path / "model"
     command = [sys.executable, "-c", KILLED, str(trained.path), pruned_key, str(folder)]
     root = str(Path(orchestrator.__file__).parents[1])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, timeout=120, check=False)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, timeout=400, check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".model.")
