@@ -167,6 +167,10 @@ class Study:
             raise InvalidInput(f"{self.path}: {_closest(front, flops, accuracy)}")
         return self.store.point(str(fitting["key"].iloc[0 if flops is None else -1]))
 
+    def point(self, key: str) -> Point:
+        """The point with this key, which may be cut short while it is unmistakable. Raises InvalidInput."""
+        return self.store.point(self._full_key(key))
+
     def failures(self) -> pd.DataFrame:
         """The trials that ended early and whose stage no later trial has finished, the oldest first."""
         found = [failure for failure in self.store.failures() if not self.store.has(failure.key)]

@@ -1,5 +1,6 @@
 """What a study has found: `orchestrator status | front | best | plot`."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from orchestrator.tables import (
     ACCURACY_MEANS,
     CELLS,
     FLOPS_MEANS,
+    SHORT,
     facts_of,
     first_line,
     flops_text,
@@ -118,6 +120,9 @@ def best(
     print_facts(facts_of(point))
     for file in files:
         typer.echo(f"wrote {file}")
+    if output is None:
+        command = ["orchestrator", "export", str(asked.path), "--key", point.key[:SHORT], "--output", "DIR"]
+        typer.echo(f"take it out, as ONNX and torch.export too: {shlex.join(command)}")
 
 
 def plot(
