@@ -6,8 +6,9 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from orchestrator.commands.asking import best, front, plot, status
+from orchestrator.commands.asking import best, front, status
 from orchestrator.commands.inspecting import inspect
+from orchestrator.commands.reporting import plot, report, watch
 from orchestrator.commands.searching import search
 from orchestrator.record import InvalidInput
 
@@ -17,6 +18,8 @@ COMMANDS = (  # in the order that --help has
     front,
     best,
     plot,
+    report,
+    watch,
     inspect,
 )
 

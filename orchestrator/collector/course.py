@@ -20,7 +20,8 @@ def hypervolume_over_cost(stages: pd.DataFrame) -> tuple[Floats, Floats]:
     cost = np.cumsum(stages["train_flops"].fillna(0.0).to_numpy())
     is_point = stages["accuracy"].notna().to_numpy()
     front = _Front()
-    at, worth = [], []
+    at: list[float] = []
+    worth: list[float] = []
     for spent, accuracy, kept in zip(
         cost[is_point], stages["accuracy"].to_numpy()[is_point], stages["flops_kept"].to_numpy()[is_point], strict=True
     ):

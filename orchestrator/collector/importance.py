@@ -1,9 +1,10 @@
 """Which of the three settings explains what a study found: permutation importance on trials held out.
 
-A random forest is fitted to four fifths of the trials and asked about the last fifth, five times over. A setting's
-importance is by how much the squared error grows when the setting's values are shuffled, as a share of the variance
-of what is explained (Breiman 2001, Random Forests; Fisher et al. 2019, All Models are Wrong). 0: it tells nothing
-that the other two do not. Trials of equal settings are held out together, so that none is asked about its twin.
+A random forest is fitted to four fifths of the trials and asked about the last fifth, five times over. Then it is asked
+again with one setting drawn at random. Half of what that adds to the squared error, over the variance of what is to be
+explained, estimates the setting's total effect: the share of the variance that goes with it, alone or together with the
+others (Jansen 1999, Analysis of variance designs for model output; on held-out data it is the permutation importance of
+Breiman 2001, Random Forests). Trials of equal settings are held out together, so that none is asked about its twin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,20 +50,24 @@ def importance_for_trials(trials: Sequence[TrialRecord], points: pd.DataFrame) -
     return _explained("hypervolume of a trial", np.array(rows, dtype=np.float64).reshape(-1, 4), SETTINGS)
 
 
-def importance_for_points(points: pd.DataFrame) -> Importance:
-    """What explains the accuracy of a pruned point; `iterations` are those that it has been through."""
-    cut = points[points["kind"] == "cut"].dropna(subset=["regularization_weight", "pruning_ratio"])
+def importance_for_points(trials: Sequence[TrialRecord], points: pd.DataFrame) -> Importance:
+    """What explains the accuracy of a pruned point of these trials; `iterations` are those that it has been through."""
+    ended = {key for trial in trials for key in trial.stages}
+    cut = points[(points["kind"] == "cut") & points["key"].isin(ended)].dropna(
+        subset=["regularization_weight", "pruning_ratio"]
+    )
     columns = ["regularization_weight", "pruning_ratio", "iteration", "accuracy"]
-    table = cut.iloc[_even_positions(len(cut))][columns].to_numpy(dtype=np.float64)
+    table = cut.iloc[even_positions(len(cut), MOST)][columns].to_numpy(dtype=np.float64)
     return _explained("accuracy of a point", table, SETTINGS)
 
 
 def _evenly(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [trials[at] for at in _even_positions(len(trials))]
+    return [trials[at] for at in even_positions(len(trials), MOST)]
 
 
-def _even_positions(count: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, min(count, MOST)).astype(np.int64)) if count else np.array([], np.int64)
+def even_positions(count: int, most: int) -> NDArray[np.int64]:
+    """Places in a list of `count`, evenly spread, first and last among them: all, or `most` of them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.array([], np.int64)
 
 
 def _explained(of: str, table: Floats, names: tuple[str, ...]) -> Importance:
@@ -71,10 +76,9 @@ def _explained(of: str, table: Floats, names: tuple[str, ...]) -> Importance:
     varied = [len(set(column)) > 1 for column in settings.T]
     nothing: dict[str, float | None] = dict.fromkeys(names)
     groups = np.unique(settings[:, :2], axis=0, return_inverse=True)[1] if len(table) else np.array([])
-    if len(set(groups.tolist())) < LEAST:
-        silence = f"{LEAST} different pairs of regularization_weight and pruning_ratio are needed to tell"
-        return Importance(of=of, samples=len(table), settings=nothing, silence=f"{silence}; so far there are "
-                          f"{len(set(groups.tolist()))}")
+    if (pairs := len(set(groups.tolist()))) < LEAST:
+        silence = f"{LEAST} different pairs of regularization_weight and pruning_ratio are needed, there are {pairs}"
+        return Importance(of=of, samples=len(table), settings=nothing, silence=silence)
     if float(np.var(target)) == 0.0:
         return Importance(of=of, samples=len(table), settings=nothing, silence="it is the same for all")
     explained, shares = _held_out(tuple(map(tuple, table.tolist())))
@@ -87,7 +91,7 @@ def _explained(of: str, table: Floats, names: tuple[str, ...]) -> Importance:
 
 @lru_cache(maxsize=8)
 def _held_out(rows: tuple[tuple[float, ...], ...]) -> tuple[float, tuple[float, ...]]:
-    """The share of the variance that is explained on what is held out, and what each column adds to the error."""
+    """The share of the variance that is explained on what is held out, and the total effect of each column."""
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.model_selection import GroupKFold
 
@@ -95,16 +99,13 @@ def _held_out(rows: tuple[tuple[float, ...], ...]) -> tuple[float, tuple[float, 
     settings, target = table[:, :-1], table[:, -1]
     groups = np.unique(settings[:, :2], axis=0, return_inverse=True)[1]
     random = np.random.default_rng(0)
-    count = settings.shape[1]
-    error, shuffled = 0.0, np.zeros(count)
+    errors = np.zeros(1 + settings.shape[1])  # of what is known, then with each column shuffled
     for fit, held in GroupKFold(FOLDS).split(settings, target, groups):
         forest = RandomForestRegressor(TREES, min_samples_leaf=2, random_state=0).fit(settings[fit], target[fit])
-        error += float(np.sum((forest.predict(settings[held]) - target[held]) ** 2))
-        for column in range(count):
-            asked = np.repeat(settings[held], SHUFFLES, axis=0)
-            asked[:, column] = random.choice(settings[:, column], len(asked))
-            off = forest.predict(asked) - np.repeat(target[held], SHUFFLES)
-            shuffled[column] += float(np.sum(off**2)) / SHUFFLES
-    spread = float(np.sum((target - target.mean()) ** 2))
-    shares = tuple(float(max(0.0, (worse - error) / spread)) for worse in shuffled)
-    return 1.0 - error / spread, shares
+        asked = np.tile(settings[held], (len(errors), SHUFFLES, 1, 1))
+        for column in range(settings.shape[1]):
+            asked[1 + column, ..., column] = random.choice(settings[:, column], asked.shape[1:3])
+        off = forest.predict(asked.reshape(-1, settings.shape[1])).reshape(asked.shape[:3]) - target[held]
+        errors += np.sum(off**2, axis=(1, 2)) / SHUFFLES
+    shares = errors / np.sum((target - target.mean()) ** 2)
+    return float(1.0 - shares[0]), tuple(np.clip((shares[1:] - shares[0]) / 2, 0.0, 1.0).tolist())

@@ -20,7 +20,7 @@ import pandas as pd
 
 from orchestrator.collector.course import hypervolume_over_cost, previous_points, with_ancestors
 from orchestrator.collector.frontier import frontier_mask
-from orchestrator.collector.importance import importance_for_points, importance_for_trials
+from orchestrator.collector.importance import even_positions, importance_for_points, importance_for_trials
 from orchestrator.collector.page import html_of
 from orchestrator.collector.query import Status, Study
 from orchestrator.collector.recipe import (
@@ -55,9 +55,9 @@ COUNTED = {
     "latency_ms": "of one batch, on the machine that measured it: compare within a study only",
     "train_flops": "forward flops x samples x 3, of all that was trained; a stage that was reused counts once",
     "hypervolume": "the area under the frontier over flops_kept in [0, 1], accuracy in [0, 1]",
-    "importance": "by how much the squared error of a prediction grows when a setting's values are shuffled, as a share "
-    "of the variance; a random forest, asked about trials that it was not fitted to. 0: the setting tells "
-    "nothing that the others do not",
+    "importance": "the share of the variance that goes with a setting, alone or together with the others: half of what "
+    "is added to the squared error of a random forest, on trials that it was not fitted to, by drawing the setting at "
+    "random",
 }
 LIMITS = (
     "Search figures are validation figures after short recovery training. The best of many is optimistic: what is "
@@ -98,7 +98,7 @@ def page_data(study: Study) -> dict[str, Any]:
         "fronts": {cost: [place[key] for key in front] for cost, front in fronts.items()},
         "course": _course(stages),
         "widths": _widths(study, shown, fronts["flops"], place),
-        "importance": [asdict(one) for one in (importance_for_trials(trials, points), importance_for_points(points))],
+        "importance": [asdict(found(trials, points)) for found in (importance_for_trials, importance_for_points)],
         "confirmed": [{"point": place[row["key"]], **row} for row in confirmed if row["key"] in place],
         "failures": _records(study.failures().tail(LISTED)),
         "stopped": _stopped(trials),
@@ -200,7 +200,7 @@ def _others(shown: pd.DataFrame, trials: Sequence[TrialRecord], varied: Sequence
 
 def _course(stages: pd.DataFrame) -> dict[str, list[float]]:
     cost, worth = hypervolume_over_cost(stages)
-    steps = np.unique(np.linspace(0, len(cost) - 1, min(len(cost), COURSE)).astype(int)) if len(cost) else []
+    steps = even_positions(len(cost), COURSE)
     return {"train_flops": cost[steps].tolist(), "hypervolume": worth[steps].round(6).tolist()}
 
 
@@ -211,9 +211,9 @@ def _widths(study: Study, shown: pd.DataFrame, front: Sequence[str], place: Mapp
 
 
 def _stopped(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    return [
-        {"trial": trial.index, "reason": trial.stopped[:LONGEST]} for trial in trials if trial.stopped is not None
-    ][-LISTED:]
+    return [{"trial": trial.index, "reason": trial.stopped[:LONGEST]} for trial in trials if trial.stopped is not None][
+        -LISTED:
+    ]
 
 
 def _column(values: pd.Series, digits: int | None) -> list[Any]:

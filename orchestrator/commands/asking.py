@@ -1,4 +1,4 @@
-"""What a study has found: `orchestrator status | front | best | plot`."""
+"""What a study has found: `orchestrator status | front | best`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -118,15 +118,3 @@ def best(
     print_facts(facts_of(point))
     for file in files:
         typer.echo(f"wrote {file}")
-
-
-def plot(
-    study: StudyName,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The picture: FILE.svg or FILE.png.")],
-    storage: Storage = RESULTS,
-) -> None:
-    """Draws the frontier."""
-    from orchestrator.collector.picture import draw_front
-
-    draw_front(open_study(study, storage), output)
-    typer.echo(f"wrote {output}")

@@ -51,7 +51,7 @@ function axes(box, across, up, { acrossText, upText, acrossTitle, upTitle }) {
   ]);
   return drawn("g", { "aria-hidden": "true" }, parts.flat(), below.flat(),
     drawn("line", { class: "base", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
-    drawn("text", { class: "title", x: box.left - 8, y: box.top - 12, "text-anchor": "start" }, upTitle),
+    drawn("text", { class: "title", x: 0, y: box.top - 14, "text-anchor": "start" }, upTitle),
     drawn("text", { class: "title", x: box.right, y: box.bottom + 38, "text-anchor": "end" }, acrossTitle));
 }
 

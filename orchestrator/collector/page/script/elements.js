@@ -18,8 +18,13 @@ function filled(made, attributes, children) {
     else if (value === true) made.setAttribute(name, "");
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...present(children));
   return made;
+}
+
+/** Children without those that are missing, lists of them laid out. */
+function present(children) {
+  return children.flat(Infinity).filter((child) => child !== null && child !== undefined);
 }
 
 function byId(id) {
@@ -28,7 +33,7 @@ function byId(id) {
 
 /** Puts children in the place of what an element holds. */
 function fill(id, ...children) {
-  byId(id).replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
+  byId(id).replaceChildren(...present(children));
 }
 
 /** A list of terms and what they are, without those that are null. */

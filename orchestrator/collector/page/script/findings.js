@@ -42,17 +42,16 @@ function courseNote(cost, hypervolume) {
 
 function showImportance({ data }) {
   fill("importance-body", data.importance.map(importanceOf),
-    element("p", { class: "means" }, "Bars: how much worse a forest predicts trials that it was not fitted to when it no longer "
-      + "knows a setting, as a share of the variance. Settings that work together share what they explain."));
+    element("p", { class: "means" }, "The share of the variance that goes with a setting, alone or together with the others; what "
+      + "several settings do together counts for each of them. Estimated by a random forest on trials that it has not seen."));
 }
 
 function importanceOf({ of, samples, explained, settings, silence }) {
   const title = element("h3", {}, of.replace(/^./, (letter) => letter.toUpperCase()));
   if (silence !== null) return [title, element("p", { class: "means" }, `Nothing to tell: ${silence}.`)];
-  const most = Math.max(1, ...Object.values(settings).filter((share) => share !== null));
   const rows = Object.entries(settings).flatMap(([name, share]) => [
     element("span", {}, name),
-    share === null ? element("span", { class: "means" }, "did not vary") : bar(share / most),
+    share === null ? element("span", { class: "means" }, "did not vary") : bar(share),
     element("span", { class: "count" }, share === null ? NONE : share.toFixed(2)),
   ]);
   return [title, element("div", { class: "shares" }, rows),

@@ -23,7 +23,7 @@ function showSwitches(app) {
       element("input", {
         type: "checkbox", name: "whole", checked: view.whole,
         onchange: (event) => redraw("whole")(event.target.checked),
-      }), "all accuracies"));
+      }), "whole range"));
 }
 
 /** Whether a log axis shows more: the study reaches far below its dense model. */

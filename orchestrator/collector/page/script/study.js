@@ -92,7 +92,7 @@ function answer(study) {
 }
 
 function facts({ state, points }) {
-  const saved = state.train_flops_saved ? `${countText(state.train_flops_saved)} more saved by reuse` : null;
+  const saved = state.train_flops_saved ? `${countText(state.train_flops_saved)} saved by reuse` : null;
   return [
     ["hypervolume", state.hypervolume.toFixed(4), null],
     ["points", points.total.toLocaleString("en"), null],
