@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator import Study
@@ -86,6 +88,38 @@ def full_study(study: StageStore) -> Study:
         end_trial(study, index, weight, ratio, stopped="what is left is dominated" if index == 3 else None)
     record_failure(study, "the loss is NaN in epoch 3")
     return Study(study.root)
+
+
+class ManyPoints(Study):
+    """A study whose index claims 100,000 points: 12,500 trials of a dense model's, of 8 iterations each."""
+
+    def stages(self) -> pd.DataFrame:
+        known, count = super().stages(), 100_000
+        dense, cut = known[known["kind"] == "dense"], known[known["kind"] == "cut"]
+        random = np.random.default_rng(0)
+        iteration = np.tile(np.arange(1, 9), count // 8)[: count - 1]
+        ratio = np.repeat(random.choice([0.2, 0.25, 0.3, 0.35], count // 8), 8)[: count - 1]
+        kept = (1 - ratio) ** iteration * random.uniform(0.95, 1, count - 1)
+        keys = [f"{random.integers(2**63):016x}{place:048x}" for place in range(count - 1)]
+        points = cut.iloc[np.zeros(count - 1, int)].assign(
+            key=keys,
+            parent=[
+                dense["key"].iloc[0] if nth == 1 else before
+                for nth, before in zip(iteration, ["", *keys], strict=False)
+            ],
+            iteration=iteration,
+            pruning_ratio=ratio,
+            flops=(1e9 * kept).astype(int),
+            params=(1e6 * kept).astype(int),
+            flops_kept=kept,
+            accuracy=0.97 - 0.3 * (1 - kept) ** 6 - random.exponential(0.02, count - 1),
+        )
+        return pd.concat([dense.assign(flops=10**9), points], ignore_index=True)
+
+
+@pytest.fixture
+def many_points(full_study: Study) -> Study:
+    return ManyPoints(full_study.path)
 
 
 def chromium() -> str | None:

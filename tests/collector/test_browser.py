@@ -47,7 +47,7 @@ def test_what_is_seen_at_first(opened: Any, full_study: Study) -> None:
     front = full_study.front()
     assert opened.page.locator("#frontier-chart .mark").count() == len(front)
     assert opened.page.locator("#points tbody tr").count() == len(front)
-    assert "flops keep an accuracy of" in opened.text("#answer")
+    assert "No smaller point is within 0.01 of that so far." in opened.text("#answer")
     assert "Search not running" in opened.text("#state")
     assert "the loss is NaN in epoch 3" in opened.text("#troubles")
     assert "what is left is dominated" in opened.text("#troubles")
@@ -94,7 +94,7 @@ def test_the_opened_point_leads_on(opened: Any) -> None:
 
 
 def test_the_filter_narrows_the_table_and_the_chart(opened: Any, full_study: Study) -> None:
-    opened.page.get_by_text("all points", exact=True).click()
+    opened.page.get_by_label("all points").check()
     rows = opened.page.locator("#points tbody tr")
     points = full_study.points()
     assert rows.count() == len(points) == 13
@@ -155,16 +155,16 @@ def test_costs_scales_and_trajectories_are_switched(
 ) -> None:
     add_trial(full_study.store, 1e-3, 0.25, iterations=4, latency=True)
     opened = open_page(page_of(full_study, tmp_path))
-    opened.page.get_by_text("params", exact=True).first.click()
+    opened.page.get_by_label("params", exact=True).check()
     assert "that of the study is over flops" in opened.text("#frontier-note")
-    opened.page.locator("#switches").get_by_text("latency").click()
+    opened.page.get_by_label("latency", exact=True).check()
     assert opened.page.locator("#frontier-chart .mark:not(.other)").count() == 4
     assert "latency_ms" in opened.text("#frontier-chart")
-    opened.page.locator("#switches").get_by_text("all paths").click()
+    opened.page.get_by_label("all paths").check()
     assert opened.page.locator("#frontier-chart .ways").get_attribute("d").count("M") == 3
-    opened.page.get_by_text("whole range").click()
+    opened.page.get_by_label("whole range").check()
     for scale in ("log", "linear"):
-        opened.page.get_by_text(scale, exact=True).click()
+        opened.page.get_by_label(scale, exact=True).check()
         assert opened.page.locator("#frontier-chart .grid").count() > 4
 
 
@@ -247,6 +247,33 @@ def test_print_has_everything_and_no_switches(opened: Any, tmp_path: Path) -> No
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_very_many_points_stay_quick(many_points: Study, open_page: OpenPage, tmp_path: Path) -> None:
+    size = write_report(many_points, tmp_path / "page.html")
+    assert size < 10_000_000
+    opened = open_page((tmp_path / "page.html").as_uri())
+    data = opened.data()
+    assert data["points"]["left_out"] > 80_000
+    assert len(data["fronts"]["flops"]) > 10
+    assert "dominated points are left out" in opened.text("#frontier-note")
+    opened.page.get_by_label("all points").check()
+    assert opened.page.locator("#points tbody tr").count() == 50
+    opened.page.get_by_role("button", name="Show more").click()
+    assert opened.page.locator("#points tbody tr").count() > 50
+    spent = opened.page.evaluate(
+        """() => {
+            const chart = document.querySelector("#frontier-chart svg");
+            const box = chart.getBoundingClientRect();
+            const start = performance.now();
+            for (let step = 0; step < 50; step += 1) {
+                const clientX = box.left + 80 + step * 8;
+                chart.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY: box.top + 150 }));
+            }
+            return (performance.now() - start) / 50;
+        }"""
+    )
+    assert spent < 200  # milliseconds for one movement of the pointer, on a machine that has other things to do
+
+
 # --- live ---
 
 
@@ -266,7 +293,7 @@ def test_a_new_point_appears_without_reloading(
     live: str, full_study: Study, add_trial: AddTrial, open_page: OpenPage
 ) -> None:
     opened = open_page(live)
-    opened.page.get_by_text("all points", exact=True).click()
+    opened.page.get_by_label("all points").check()
     opened.page.get_by_label("at least this accuracy").fill("0.5")
     front_mark(opened, 0)[1].click()
     title = opened.text("#point-title")

@@ -73,4 +73,4 @@ def test_every_script_is_put_into_the_page() -> None:
 def test_scripts_make_elements_never_html(name: str) -> None:
     text = files(page.__name__).joinpath("script", name).read_text("utf-8")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\bvar ", text)
-    assert [line for line in text.splitlines() if len(line) > 130] == []
+    assert [line for line in text.splitlines() if len(line) > 120] == []

@@ -144,3 +144,10 @@ def test_the_file_is_whole_and_complete_in_itself(full_study: Study, tmp_path: P
 def test_a_path_that_cannot_be_written(full_study: Study, tmp_path: Path, name: str, complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         write_report(full_study, tmp_path / name)
+
+
+def test_the_page_of_very_many_points_is_not_large(many_points: Study) -> None:
+    data = page_data(many_points)
+    assert data["points"]["total"] == 100_000
+    assert len(data["points"]["columns"]["key"]) == 100_000 - data["points"]["left_out"] < 15_000
+    assert len(html_of(data)) < 10_000_000

@@ -21,6 +21,7 @@ SCRIPTS = (  # one after the other they are one module: strict, and nothing of i
     "axes.js",
     "study.js",
     "frontier.js",
+    "walking.js",
     "point.js",
     "table.js",
     "findings.js",
