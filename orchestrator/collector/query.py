@@ -142,6 +142,10 @@ class Study:
         """All points, the oldest first: one row each, with the columns of SCHEMA."""
         return _frame(_oldest_first(_points(self._table())))
 
+    def stages(self) -> pd.DataFrame:
+        """All published stages, the oldest first: as points(), and what only a point has is missing in the others."""
+        return _oldest_first(self._table()).to_pandas()
+
     def front(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> pd.DataFrame:
         """The frontier within the limits, in ascending order of flops; the columns are those of points().
 

@@ -1,4 +1,4 @@
-"""What a study has found: `orchestrator status | front | best | plot`."""
+"""What a study has found: `orchestrator status | front | best`."""
 
 import shlex
 from enum import StrEnum
@@ -123,15 +123,3 @@ def best(
     if output is None:
         command = ["orchestrator", "export", str(asked.path), "--key", point.key[:SHORT], "--output", "DIR"]
         typer.echo(f"take it out, as ONNX and torch.export too: {shlex.join(command)}")
-
-
-def plot(
-    study: StudyName,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The picture: FILE.svg or FILE.png.")],
-    storage: Storage = RESULTS,
-) -> None:
-    """Draws the frontier."""
-    from orchestrator.collector.picture import draw_front
-
-    draw_front(open_study(study, storage), output)
-    typer.echo(f"wrote {output}")
