@@ -96,7 +96,7 @@ def confirmed_model(study: Study, key: str) -> ConfirmedModel:
 
 
 def _first_seed(store: StageStore, point: str) -> str:
-    """The last stage of the arm with the lowest seed, of the last confirmation: the one that Study.confirmed tells of."""
+    """The last stage of the lowest seed, of the last confirmation: the one that Study.confirmed tells of."""
     names = [name for name in open_files(store.root).names("arms") if name.endswith(".json")]
     arms = [_record(_Arm, store, f"arms/{name}") for name in names]
     done = [arm for arm in arms if (arm.spec.point, arm.spec.arm, arm.failure) == (point, "pruned", None)]
