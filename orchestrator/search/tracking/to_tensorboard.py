@@ -1,7 +1,8 @@
 """TensorBoard: a folder of event files for each trial, with its HParams tab.
 
 By PyTorch's own writer. tensorboardX, which Ray brings along, would write the same files, but TensorBoard is needed
-anyway to look at them, and to find out what an earlier launch has written.
+anyway to look at them, and to find out what an earlier launch has written. Figures have the seven digits of a float32:
+TensorBoard leaves out those that its writers store as float64, unless it is told to load slowly.
 """
 
 from collections.abc import Callable
@@ -68,7 +69,7 @@ class TensorBoard:
     def point(self, index: int, spec: TrialSpec, point: Point) -> None:
         writer, moment = self._writer(index, spec), seconds_of(point.created)
         for name, value in figures_of(point).items():
-            _scalar(writer, name, value, point.iteration, moment)
+            writer.add_scalar(name, value, point.iteration, moment)
         writer.add_text("key", point.key, point.iteration, moment)
         writer.flush()
 
@@ -81,10 +82,10 @@ class TensorBoard:
     def standing(self, standing: Standing) -> None:
         writer, moment = self._open(STUDY), seconds_of(standing.created)
         for name, value in study_figures(standing).items():
-            _scalar(writer, name, value, standing.trials, moment)
+            writer.add_scalar(name, value, standing.trials, moment)
         for name in ("hypervolume", "frontier_size"):
             value = study_figures(standing)[name]
-            _scalar(writer, f"{name}_{BY_COST}", value, standing.train_flops // MILLION, moment)
+            writer.add_scalar(f"{name}_{BY_COST}", value, standing.train_flops // MILLION, moment)
         writer.flush()
 
     def close(self) -> None:
@@ -117,11 +118,12 @@ class _Run:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from tensorboard.plugins.hparams import metadata
 
-        self._found = EventAccumulator(str(folder), size_guidance={"tensors": 0}) if folder.is_dir() else None
+        self._found = (
+            EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}) if folder.is_dir() else None
+        )
         if self._found is not None:
             self._found.Reload()
-        tags = self._found.Tags()["tensors"] if self._found is not None else []
-        self._tags = set(tags)
+        self._tags = set(self._found.Tags()["scalars"] if self._found is not None else ())
         content = self._content(metadata.PLUGIN_NAME)
         self.begun = metadata.SESSION_START_INFO_TAG in content
         end = content.get(metadata.SESSION_END_INFO_TAG)
@@ -129,7 +131,7 @@ class _Run:
 
     def steps(self, tag: str) -> set[int]:
         """Those at which the tag has a value."""
-        return {event.step for event in self._found.Tensors(tag)} if self._found and tag in self._tags else set()
+        return {event.step for event in self._found.Scalars(tag)} if self._found and tag in self._tags else set()
 
     def _content(self, plugin: str) -> dict[str, bytes]:
         try:
@@ -153,11 +155,6 @@ def _session_end(*, failed: bool) -> Any:
     data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
     value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=metadata.create_summary_metadata(data))
     return Summary(value=[value])
-
-
-def _scalar(writer: Any, name: str, value: float, step: int, moment: float) -> None:
-    """As a float64: a float32, which the writer would take, has seven digits, and flops have more."""
-    writer.add_scalar(name, value, step, moment, new_style=True, double_precision=True)
 
 
 def _folder_of(index: int) -> str:
