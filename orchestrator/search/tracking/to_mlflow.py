@@ -47,6 +47,7 @@ class MLflow:
         self._client: Any = None
         self._make = mlflow.MlflowClient
         self._runs: dict[str, str] = {}  # trial -> run id
+        self._described: set[str] = set()  # trials whose settings are written
 
     @property
     def name(self) -> str:
@@ -68,6 +69,8 @@ class MLflow:
         for run in self._there():
             trial = run.data.tags[TRIAL_TAG]
             self._runs[trial] = run.info.run_id
+            if run.data.params:
+                self._described.add(trial)
             if trial == STUDY:
                 known.standings = max(self._steps(run, "hypervolume"), default=0)
             elif run.info.status in ENDED:
@@ -107,9 +110,11 @@ class MLflow:
         name = str(index)
         if name not in self._runs:
             self._create(name, f"trial {index}", started)
+        if name not in self._described:
             settings = settings_of(spec, self._about)
             params = [Param(key, str(value)) for key, value in settings.items()]
             self._client.log_batch(self._runs[name], params=params)
+            self._described.add(name)
         return self._runs[name]
 
     def _create(self, trial: str, title: str, started: str | None = None) -> str:
