@@ -134,14 +134,11 @@ class MLflow:
     def _there(self) -> list[Any]:
         """The study's runs of earlier launches."""
         wanted = f"tags.`{STUDY_TAG}` = '{self._about.identity}'"
-        found: list[Any] = []
-        token: str | None = None
-        while token or not found:
-            page = self._client.search_runs([self._experiment], wanted, max_results=PAGE, page_token=token)
+        page = self._client.search_runs([self._experiment], wanted, max_results=PAGE)
+        found = list(page)
+        while page.token:
+            page = self._client.search_runs([self._experiment], wanted, max_results=PAGE, page_token=page.token)
             found += page
-            token = page.token
-            if not token:
-                break
         return found
 
     def _steps(self, run: Any, name: str) -> set[int]:
