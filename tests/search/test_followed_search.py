@@ -39,12 +39,12 @@ def launched(space: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
     paths = os.pathsep.join(map(str, [DRIVER.parents[2], *sys.path]))
     environment = os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
     command = [sys.executable, str(DRIVER), str(space), str(folder / "results"), str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
