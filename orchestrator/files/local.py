@@ -2,15 +2,17 @@
 
 import errno
 import os
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.files.interface import Files, patient
+from orchestrator.files.interface import Files, Size, patient
 from orchestrator.files.patience import Patience
 
 STAGING = "staging"
+ERASED = ".erased."  # what a folder is called while it is removed
 
 
 class LocalFiles(Files):
@@ -134,6 +136,26 @@ class LocalFiles(Files):
             (self.root / name).rename(self.root / target)
         _sync((self.root / target).parent)
 
+    @patient
+    def discard(self, name: str, last: str) -> None:
+        aside = self.root / STAGING / f"discarded.{uuid.uuid4().hex}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            (self.root / name).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    @patient
+    def erase(self, last: str) -> None:
+        aside = self.root.parent / f"{ERASED}{self.root.name}.{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):  # renamed by a try whose answer was lost
+            self.root.rename(aside)
+        for folder in self.root.parent.glob(f"{ERASED}*"):  # also what a killed process left
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @patient
+    def sizes(self, folder: str) -> dict[str, Size]:
+        return dict(_sizes(os.fspath(self.root / folder), ""))
+
     def read_ahead(self, names: Sequence[str]) -> None:
         """Nothing: a file system reads ahead by itself."""
 
@@ -182,6 +204,21 @@ def _listed(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
+
+
+def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, Size]]:
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # removed in this very moment
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _sizes(entry.path, f"{prefix}{entry.name}/")
+                else:
+                    found = entry.stat(follow_symlinks=False)
+                    yield prefix + entry.name, Size(found.st_size, found.st_nlink > 1)
 
 
 def _sync_all(folder: Path) -> None:
