@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -163,10 +164,31 @@ class StageStore:
         for key in sizes.keys() & set(self._files.names(RESTORED)):
             self._files.discard(f"{RESTORED}/{key}", STAGE_FILE)
 
+    def adopt(self, key: str, folder: Path, *, restored: bool = False) -> bool:
+        """Publishes a stage that another study has finished; False if there is one already.
+
+        Its files are linked where that can be done, for no published file is ever written to, and copied elsewhere.
+        """
+        place = f"{RESTORED}/{key}" if restored else _place(key)
+        if self._files.has(place, STAGE_FILE):
+            return False
+        self._files.prepare((*FOLDERS, RESTORED) if restored else FOLDERS)
+        staging = self._files.staging(f"{key[:16]}.{uuid.uuid4().hex}")
+        try:
+            shutil.copytree(folder, staging, copy_function=_linked)
+            return self._files.publish(staging, place, STAGE_FILE) is not None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
     def sizes(self, folder: str = "") -> dict[str, Size]:
         """All files of the study, or in one of its folders, by their names in it."""
         with self._reading(folder):
             return self._files.sizes(folder)
+
+    def names(self, folder: str = "") -> list[str]:
+        """What the study's folder holds, or one of its folders, sorted."""
+        with self._reading(folder):
+            return self._files.names(folder)
 
     def erase(self) -> None:
         """Removes the study, with everything that is in its folder."""
@@ -424,6 +446,13 @@ def first_problem(error: ValidationError) -> str:
 
 def _lives(current: Sighting, first: Sighting | None) -> bool:
     return life_of(current.owner) == "alive" or (first is not None and current != first)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def _whose(owner: Owner | None) -> str:

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
+from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
@@ -114,6 +115,8 @@ class Status:
     best_at: dict[float, float | None]
     train_flops: float
     seconds: float
+    disk: Disk
+    models: tuple[str, ...]  # with several, flops_kept is of each one's own dense network
 
 
 class Study:
@@ -137,6 +140,10 @@ class Study:
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    def index(self) -> pa.Table:
+        """One row for each published stage that can be read, in the order of their keys: the columns of SCHEMA."""
+        return self._table()
 
     def points(self) -> pd.DataFrame:
         """All points, the oldest first: one row each, with the columns of SCHEMA."""
@@ -204,6 +211,8 @@ class Study:
             best_at=best_at(accuracy, flops_kept),
             train_flops=math.fsum(table["train_flops"].to_pylist()),
             seconds=math.fsum(table["seconds"].to_pylist()),
+            disk=disk_of(self.store, table["key"].to_pylist()),
+            models=tuple(sorted(pc.unique(points["model"]).to_pylist())),
         )
 
     def export(self, key: str, output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -213,10 +222,10 @@ class Study:
         Raises InvalidInput if the weights were not kept, or if the folder holds anything else.
         """
         full_key = self._full_key(key)
-        folder, point = self.store.folder(full_key), self.store.point(full_key)
-        assert folder is not None, full_key
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
+        folder, point = self.store.weights(full_key), self.store.point(full_key)
+        if folder is None:
+            place = self.path / "stages" / full_key / WEIGHTS_FILE
+            raise InvalidInput(f"{place}: the weights of this point were not kept; trial.restore computes them again")
         sources = [folder / name for name in (WEIGHTS_FILE, MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE)]
         try:
             return _copy([source for source in sources if source.is_file()], Path(output_dir), point.key)

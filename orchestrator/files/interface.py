@@ -122,7 +122,10 @@ class Files(ABC):
 
     @abstractmethod
     def sizes(self, folder: str) -> dict[str, Size]:
-        """All files in a folder and in its folders, by their names in it; nothing if it is not there."""
+        """All files in a folder and in its folders, by their names in it; a file's own size under the name "".
+
+        Nothing if it is not there.
+        """
 
     @abstractmethod
     def read_ahead(self, names: Sequence[str]) -> None:

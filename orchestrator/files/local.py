@@ -154,7 +154,11 @@ class LocalFiles(Files):
 
     @patient
     def sizes(self, folder: str) -> dict[str, Size]:
-        return dict(_sizes(os.fspath(self.root / folder), ""))
+        try:
+            return dict(_sizes(os.fspath(self.root / folder), ""))
+        except NotADirectoryError:
+            found = (self.root / folder).stat()
+            return {"": Size(found.st_size, found.st_nlink > 1)}
 
     def read_ahead(self, names: Sequence[str]) -> None:
         """Nothing: a file system reads ahead by itself."""
@@ -209,7 +213,7 @@ def _listed(folder: Path) -> list[str]:
 def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, Size]]:
     try:
         entries = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     with entries:
         for entry in entries:
