@@ -201,7 +201,7 @@ class StageStore:
     def keys(self) -> list[str]:
         """The keys of all published stages, sorted."""
         with self._reading("stages"):
-            return [name for name in self._files.published("stages", STAGE_FILE) if re.fullmatch(KEY, name)]
+            return [name for name in self._files.published("stages", STAGE_FILE) if KEY.fullmatch(name)]
 
     def stage(self, key: str) -> Stage:
         """The record of a published stage."""
@@ -264,10 +264,13 @@ class StageStore:
         """Keeps how a trial ended; of a trial that ended more than once, the last time."""
         self.write_json(f"trials/{trial.index}.json", trial.model_dump(mode="json"))
 
-    def trials(self) -> list[TrialRecord]:
-        """How the trials of the search ended, in the order of their proposals."""
-        with self._reading("trials"):
-            names = [f"trials/{name}" for name in self._files.names("trials") if name.endswith(".json")]
+    def trials(self, indices: Sequence[int] | None = None) -> list[TrialRecord]:
+        """How the trials of the search ended, or some of them, in the order of their proposals."""
+        if indices is not None:
+            names = [f"trials/{index}.json" for index in indices]
+        else:
+            with self._reading("trials"):
+                names = [f"trials/{name}" for name in self._files.names("trials") if name.endswith(".json")]
         self._files.read_ahead(names)
         found = [self._read(name, TrialRecord) for name in names]
         return sorted((one for one in found if one is not None), key=lambda one: one.index)
@@ -330,10 +333,13 @@ class StageStore:
 
     def _read(self, name: str, kind: type[RecordT]) -> RecordT | None:
         content = self.read_bytes(name)
-        return None if content is None else _parsed(content, self.root / name, kind)
+        if content is None:
+            return None
+        with suppress(ValidationError):
+            return kind.model_validate_json(content)
+        return _parsed(content, self.root / name, kind)
 
     def _record(self, key: str, name: str, kind: type[RecordT]) -> RecordT:
-        path = self.root / _place(key) / name
         try:
             record = self._read(f"{_place(key)}/{name}", kind)
         except DamagedRecord as error:
@@ -341,9 +347,9 @@ class StageStore:
         if record is None and not self.has(key):
             raise InvalidInput(f"{self.root}: has no stage {key}")
         if record is None:
-            raise DamagedStage(f"{path}: missing; {AGAIN}")
+            raise DamagedStage(f"{self.root / _place(key) / name}: missing; {AGAIN}")
         if getattr(record, "key", None) != key:
-            raise DamagedStage(f"{path}: holds another stage's record; {AGAIN}")
+            raise DamagedStage(f"{self.root / _place(key) / name}: holds another stage's record; {AGAIN}")
         return record
 
     def _records(self, keys: Sequence[str], name: str, kind: type[RecordT]) -> Iterator[RecordT]:

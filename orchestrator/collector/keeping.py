@@ -22,16 +22,18 @@ plan and under the same claims; see trial.restore.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.collector.query import EmptyStudy, Study
+from orchestrator.collector.trials import trials_of
 from orchestrator.files import Size
-from orchestrator.record import InvalidInput, TrialRecord, TrialSpec, canonical_json
+from orchestrator.record import InvalidInput, TrialSpec
 from orchestrator.retention import RESTORED
 from orchestrator.store import WEIGHTS_FILE
 
@@ -83,21 +85,19 @@ class Collection:
 
 def collectable(study: Study, keep: Keep = "resumable") -> Collection:
     """The weights that are of no more use, as far as `keep` says. Reads only."""
-    there = _weights(study)
-    table = study.index()
+    there, table = _weights(study), study.index()
     reasons = kept(study, table, keep)
-    gone = {key: there[key] for key in table["key"].to_pylist() if key in there and key not in reasons}
-    iterations, groups = iterations_of(table), Counter[tuple[str, int]]()
-    sizes = {key: sum(size for size, _ in files) for key, files in gone.items()}
-    kinds = dict(zip(table["key"].to_pylist(), table["kind"].to_pylist(), strict=True))
-    weight: Counter[tuple[str, int]] = Counter()
-    for key, size in sizes.items():
-        groups[kinds[key], iterations.get(key, 0)] += 1
-        weight[kinds[key], iterations.get(key, 0)] += size
+    iterations = iterations_of(table)
+    sizes: dict[str, int] = {}
+    groups: dict[tuple[str, int], list[int]] = {}
+    for key, kind in zip(table["key"].to_pylist(), table["kind"].to_pylist(), strict=True):
+        if key in there and key not in reasons:
+            sizes[key] = sum(size.bytes for size in there[key])
+            groups.setdefault((kind, iterations.get(key, 0)), []).append(sizes[key])
     return Collection(
         bytes=sizes,
-        freed=sum(size for files in gone.values() for size, shared in files if not shared),
-        groups=tuple(Group(kind=k, iteration=i, stages=groups[k, i], bytes=weight[k, i]) for k, i in sorted(groups)),
+        freed=sum(size.bytes for key in sizes for size in there[key] if not size.shared),
+        groups=tuple(Group(kind=k, iteration=i, stages=len(s), bytes=sum(s)) for (k, i), s in sorted(groups.items())),
         kept=Counter(reason for key, reason in reasons.items() if key in there),
     )
 
@@ -142,19 +142,19 @@ def kept(study: Study, table: pa.Table, keep: Keep) -> dict[str, str]:
             reasons.setdefault(key, "dense")
     if keep == "resumable":
         extent = Extent.of(study.store.read_json("study.json"))
-        for key in resumable(table, extent, study.store.trials()):
+        for key in resumable(table, extent, trials_of(study.store)):
             reasons.setdefault(key, "resumable")
     return reasons
 
 
-def resumable(table: pa.Table, extent: Extent, trials: Iterable[TrialRecord]) -> set[str]:
+def resumable(table: pa.Table, extent: Extent, trials: pa.Table) -> set[str]:
     """The cut and sparse stages that a search may still go on from: see the top of this file."""
     ends: dict[str, set[str]] = {}  # trials that ended for good after a stage; their settings but for iterations
-    for trial in trials:
-        stopped = trial.stopped is not None and trial.spec.iterations >= extent.iterations
-        if trial.stages and (stopped or (trial.failure or "").startswith(DIVERGED)):
-            settings = canonical_json(trial.spec.model_dump(mode="json", exclude={"iterations"}))
-            ends.setdefault(trial.stages[-1], set()).add(settings)
+    ended = pc.or_(pc.is_valid(trials["stopped"]), pc.is_valid(trials["failure"]))
+    for trial in trials.filter(ended).to_pylist():
+        stopped = trial["stopped"] is not None and trial["iterations"] >= extent.iterations
+        if trial["stages"] and (stopped or (trial["failure"] or "").startswith(DIVERGED)):
+            ends.setdefault(trial["stages"][-1], set()).add(trial["settings"])
     children = Counter(parent for parent in table["parent"].to_pylist() if parent is not None)
     iterations = iterations_of(table)
     found = set()

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from orchestrator.claim import Owner
 from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
+from orchestrator.collector.trials import stopped_of, trials_of
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
 from orchestrator.store import (
@@ -74,6 +75,7 @@ SCHEMA = pa.schema(
 )
 REPEATED = ["kind", "model", "dataset", "method", "frozen_groups"]  # a few values again and again
 DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
+OF_POINTS = [name for name in SCHEMA.names if name in Point.model_fields]
 FAILURE_COLUMNS = [
     "key",
     "reason",
@@ -190,11 +192,11 @@ class Study:
 
     def status(self) -> Status:
         """How far the study is; answers from the first minute on."""
-        table, trials = self._table(), self.store.trials()
+        table, trials = self._table(), trials_of(self.store)
         points = _points(table)
         accuracy, flops_kept = points["accuracy"].to_numpy(), points["flops_kept"].to_numpy()
         costs = dict(zip(table["key"].to_pylist(), table["train_flops"].to_pylist(), strict=True))
-        uses = Counter(key for trial in trials for key in trial.stages if key in costs)
+        uses = Counter(key for key in pc.list_flatten(trials["stages"]).to_pylist() if key in costs)
         return Status(
             path=self.path,
             driver=self.store.occupant("driver"),
@@ -203,7 +205,7 @@ class Study:
             failures=len(self.failures()),
             duplicates=self.store.duplicates(),
             trials=len(trials),
-            stopped={trial.index: trial.stopped for trial in trials if trial.stopped is not None},
+            stopped=stopped_of(trials),
             reused=uses.total() - len(uses),
             train_flops_saved=math.fsum(costs[key] * (count - 1) for key, count in uses.items()),
             damaged=(*self.damaged.values(), *map(str, self.store.damaged())),
@@ -374,10 +376,11 @@ def _figures(row: Mapping[str, Any]) -> str:
 
 
 def _point_row(point: Point) -> Row:
-    row = point.model_dump(mode="json", exclude={"cost", "path_cost"})
+    row: Row = dict.fromkeys(SCHEMA.names)
+    row.update((name, getattr(point, name)) for name in OF_POINTS)
     row.update(train_flops=float(point.cost.train_flops), seconds=point.cost.seconds)
     row.update(path_train_flops=float(point.path_cost.train_flops), path_seconds=point.path_cost.seconds)
-    return {name: row.get(name) for name in SCHEMA.names}
+    return row
 
 
 def _stage_row(stage: Stage) -> Row:

@@ -15,9 +15,10 @@ FilesT = TypeVar("FilesT", bound="Files")
 
 
 class Size(NamedTuple):
-    """What a file takes on the disk."""
+    """What a file takes on the disk, and which writing of it this is."""
 
     bytes: int
+    mark: str  # changes when the file does
     shared: bool = False  # another folder has the same file, by a hard link: to remove one of the two frees nothing
 
 

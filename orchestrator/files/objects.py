@@ -174,7 +174,9 @@ class ObjectFiles(Files):
     def sizes(self, folder: str) -> dict[str, Size]:
         """One request for each thousand files."""
         prefix = self._prefix(folder)
-        found = {f"{one['Key']}/": Size(int(one["Size"])) for one in self._objects(prefix.rstrip("/"))}
+        found = {
+            f"{one['Key']}/": Size(int(one["Size"]), str(one["ETag"])) for one in self._objects(prefix.rstrip("/"))
+        }
         return {key[len(prefix) : -1]: size for key, size in found.items() if key.startswith(prefix)}
 
     @remote
