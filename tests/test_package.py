@@ -96,7 +96,10 @@ def test_the_layers_are_those_of_the_design() -> None:
     assert layers["exhaustive"] is True
     assert layers["containers"] == ["orchestrator"]
     upper = "__main__ > cli > commands > tables > search > trial | collector"
-    assert " > ".join(layers["layers"]) == f"{upper} > methods | training > network > store > retention > claim > files > record"
+    assert (
+        " > ".join(layers["layers"])
+        == f"{upper} > methods | training > network > store > retention > claim > files > record"
+    )
 
 
 def test_every_module_outside_search_is_kept_from_ray() -> None:

@@ -159,16 +159,12 @@ def _take_stages(
     sources: Sequence[Study], held: Sequence[set[str]], store: StageStore, at: Callable[[int, int], None]
 ) -> list[str]:
     """Take every stage over; returns those that no source has whole."""
-    collected = [source.store.collected.bytes().keys() for source in sources]
-    gone = [keys - set(source.store.names(RESTORED)) for keys, source in zip(collected, sources, strict=True)]
+    gone = [source.store.collected.bytes().keys() - set(source.store.names(RESTORED)) for source in sources]
     keys = sorted(set().union(*held))
     orders = {
         key: sorted((n for n, has in enumerate(held) if key in has), key=lambda n: key in gone[n]) for key in keys
     }
-    without = {key: 0 for key, order in orders.items() if key in collected[order[0]]}
-    if without:  # noted before the first of them is there
-        store.collected.note(without)
-    damaged = []
+    damaged, without = [], {}
     for done, (key, order) in enumerate(orders.items(), start=1):
         found = next((folders for n in order if (folders := _folders(sources[n].store, key))), None)
         if found is None:
@@ -176,9 +172,13 @@ def _take_stages(
             continue
         stage, weights = found
         store.adopt(key, stage)
+        if weights != stage:
+            without[key] = 0
         if weights is not None and weights != stage:
             store.adopt(key, weights, restored=True)
         at(done, len(orders))
+    if without:  # until then the merge is not finished
+        store.collected.note(without)
     return damaged
 
 
