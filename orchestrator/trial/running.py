@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +33,7 @@ from orchestrator.trial.path import Setting, Step, steps
 from orchestrator.trial.provenance import commit
 from orchestrator.trial.time_limit import TimeLimit, watched
 
+TrialT = TypeVar("TrialT", bound="Trial")
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # PyTorch on a CPU, cuBLAS and cuDNN: plain RuntimeErrors
 
 
@@ -64,18 +65,42 @@ def run(
     that timed out is not tried again while its record counts (TimeLimit.forgiven).
     KeyboardInterrupt and SystemExit pass through, and leave nothing half done.
     """
-    trial: _Trial | None = None
-    failure: Failure | None = None
-    stopped: str | None = None
     points: list[Point] = []
-    try:
-        trial = _prepared(spec, store, device, time_limit)
+
+    def walk(trial: Trial) -> str | None:
         for point in trial.points():
             points.append(point)
             report(point)
             stopped = stop(points) if point.iteration < spec.iterations else None
             if stopped is not None:
-                break
+                return stopped
+        return None
+
+    def begin() -> Trial:
+        return Trial(Setting.of(spec), store, device, time_limit)
+
+    return outcome_of(spec, store, begin, walk, points=points, time_limit=time_limit)
+
+
+def outcome_of(
+    spec: TrialSpec,
+    store: StageStore,
+    begin: Callable[[], TrialT],
+    walk: Callable[[TrialT], str | None],
+    *,
+    points: list[Point],
+    time_limit: TimeLimit | None,
+) -> Outcome:
+    """What becomes of a trial that `begin` prepares and `walk` goes through, failures included: see run.
+
+    points: those that `walk` has passed. What it returns is why it stopped before the end.
+    """
+    trial: TrialT | None = None
+    failure: Failure | None = None
+    stopped: str | None = None
+    try:
+        trial = _prepared(spec, store, begin, time_limit)
+        stopped = walk(trial)
     except FailedStage as error:
         failure = error.failure
     except Exception as error:  # the one broad except: whatever the user's model or data does ends this trial alone
@@ -92,23 +117,22 @@ def run(
     )
 
 
-def _prepared(
-    spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
-) -> "_Trial":
+def _prepared(spec: TrialSpec, store: StageStore, begin: Callable[[], TrialT], time_limit: TimeLimit | None) -> TrialT:
     """The trial with its data loaded, which may hang as well as a stage may."""
     key = _own_key(spec)
     _not_again(store, key, spec, time_limit)
     with watched(time_limit, _recorder(spec, store, key, "loading the data")):
-        return _Trial(spec, store, device, time_limit)
+        return begin()
 
 
-class _Trial:
+class Trial:
     """The state of one trial as it goes: which stages it passed, and what they cost."""
 
     def __init__(
-        self, spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
+        self, setting: Setting, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
     ) -> None:
-        self.setting, self.store, self.time_limit = Setting.of(spec), store, time_limit
+        self.setting, self.store, self.time_limit = setting, store, time_limit
+        self.study = store.root.resolve().name
         self.steps = tuple(steps(self.setting))
         self.networks = Networks(self.setting, self.steps[0].key, store, devices_of(device))
         self.passed: list[str] = []
@@ -118,14 +142,19 @@ class _Trial:
         self.path_cost = Cost()
 
     def points(self) -> Iterator[Point]:
+        """The points of the trial, each as soon as its stage is there."""
         for step in self.steps:
-            self.at = step
-            _, computed = self.store.obtain(step.key, partial(self._compute, step))
-            self.passed.append(step.key)
-            (self.computed if computed else self.reused).append(step.key)
-            self.path_cost = self.path_cost + self.store.stage(step.key).cost
+            self.pass_(step)
             if step.kind != "sparse":
                 yield self.store.point(step.key)
+
+    def pass_(self, step: Step) -> None:
+        """Look a stage up, or compute it."""
+        self.at = step
+        _, computed = self.store.obtain(step.key, partial(self._compute, step))
+        self.passed.append(step.key)
+        (self.computed if computed else self.reused).append(step.key)
+        self.path_cost = self.path_cost + self.store.stage(step.key).cost
 
     def _compute(self, step: Step, folder: Path) -> None:
         spec = self.setting.spec
@@ -133,11 +162,15 @@ class _Trial:
         expired = _recorder(spec, self.store, step.key, f"the {step.kind} stage {step.key[:12]}")
         try:
             with watched(self.time_limit, expired):
-                {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
+                self.make(step, folder)
         except Diverged as error:  # recorded while the stage is claimed, so that whoever waits for it need not try
             failure = _failure(spec, step.key, error)
             self.store.record_failure(failure)
             raise FailedStage(failure) from error
+
+    def make(self, step: Step, folder: Path) -> None:
+        """Do the work of a stage, and write its files."""
+        {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
 
     # -- the three kinds of stages -------------------------------------------------------------------------------
 
@@ -148,11 +181,9 @@ class _Trial:
         else:
             network = self.networks.dense
             train_flops = self.networks.fit_(network, spec.dense, step.key)
-        accuracy = self.networks.accuracy(network)
+        measured = self.measured(network)
         cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
-        self._write(step, folder, network, cost)
-        self._write_point(step, folder, network, cost, accuracy=accuracy)
-        self._write_description(step, folder, network, accuracy=accuracy)
+        self.write_model(step, folder, network, cost, measured)
 
     def _sparse(self, step: Step, folder: Path) -> None:
         started = time.perf_counter()
@@ -166,13 +197,21 @@ class _Trial:
         started = time.perf_counter()
         assert step.parent is not None
         network = self.networks.just_cut(step.parent, step.key)
-        after_cut = self.networks.accuracy(network)
+        after_cut = self.measured(network)["accuracy"]
         train_flops = self.networks.fit_(network, self.setting.spec.recovery, step.key)
-        accuracy = self.networks.accuracy(network)
+        measured = {**self.measured(network), "accuracy_after_cut": after_cut}
         cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
+        self.write_model(step, folder, network, cost, measured)
+
+    def measured(self, network: Network) -> dict[str, Any]:
+        """How well a network does."""
+        return {"accuracy": self.networks.accuracy(network)}
+
+    def write_model(self, step: Step, folder: Path, network: Network, cost: Cost, measured: dict[str, Any]) -> None:
+        """The files of a stage whose network was measured."""
         self._write(step, folder, network, cost)
-        self._write_point(step, folder, network, cost, accuracy=accuracy, accuracy_after_cut=after_cut)
-        self._write_description(step, folder, network, accuracy=accuracy, accuracy_after_cut=after_cut)
+        self.write_point(step, folder, network, cost, measured)
+        self._write_description(step, folder, network, measured)
 
     def _write(self, step: Step, folder: Path, network: Network, cost: Cost) -> None:
         save_weights(network.model, folder / WEIGHTS_FILE)
@@ -188,15 +227,7 @@ class _Trial:
         )
         write_record(folder / STAGE_FILE, stage)
 
-    def _write_description(
-        self,
-        step: Step,
-        folder: Path,
-        network: Network,
-        *,
-        accuracy: float,
-        accuracy_after_cut: float | None = None,
-    ) -> None:
+    def _write_description(self, step: Step, folder: Path, network: Network, measured: dict[str, Any]) -> None:
         """With it the stage's folder is a model that `orchestrator.load` reads."""
         spec, data = self.setting.spec, self.setting.data
         architecture = Architecture(reference=spec.model, classes=data.classes, input_shape=data.input_shape)
@@ -206,15 +237,15 @@ class _Trial:
             architecture=architecture,
             plans=[network.plan],
             dataset=spec.dataset,
-            study=self.store.root.resolve().name,
+            study=self.study,
             stage=step.key,
             commit=commit(),
-            accuracy=accuracy,
-            accuracy_after_cut=accuracy_after_cut,
+            **measured,
         )
         write_description(folder, card)
 
-    def _write_point(self, step: Step, folder: Path, network: Network, cost: Cost, **measured: Any) -> None:
+    def write_point(self, step: Step, folder: Path, network: Network, cost: Cost, measured: dict[str, Any]) -> None:
+        """The record of what was measured."""
         table, spec = CostTable(network.coupling), self.setting.spec
         flops = table.flops()
         settings: dict[str, Any] = {}
