@@ -22,12 +22,11 @@ from ray import tune
 from ray.tune.stopper import FunctionStopper
 
 from orchestrator.files import Place, Uri
-from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialRecord, TrialSpec
 from orchestrator.search.attempts import Attempts
 from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
-from orchestrator.search.proposals import Proposals
-from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, last_row
+from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, Source, last_row
 from orchestrator.search.space import Resources, SearchSpace, Stopping
 from orchestrator.search.stopping import reason_to_stop
 from orchestrator.store import StageStore
@@ -46,6 +45,7 @@ class Job:
 
     root: Place
     function: str  # "module:name" of the trial function
+    kind: type[TrialSpec] = TrialSpec  # of what it is given
     resources: Resources
     stopping: Stopping = field(default_factory=Stopping)
     references: tuple[str, ...] = ()  # "module:function" of the user's own networks and data sets
@@ -141,10 +141,29 @@ def _hushed() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
-    """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials."""
+def run(
+    proposals: Source,
+    store: StageStore,
+    job: Job,
+    progress: Progress,
+    *,
+    found: Callable[[int, str], None] | None = None,
+    keep: Callable[[TrialRecord], None] | None = None,
+) -> None:
+    """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials.
+
+    found: told which model a trial has just measured, by its key; else points are counted. keep: writes down how a
+    trial ended; else the store does.
+    """
     check_machines(_complaint, job)
-    proposer = Proposer(proposals, store)
+    proposer = Proposer(proposals, store, keep)
+
+    def counted(index: int, key: str) -> None:
+        point = store.point(key)
+        if point.iteration:
+            proposals.passed(index)
+        progress.found(index, point)
+
     folder = _tune_folder(store.root)
     shutil.rmtree(folder, ignore_errors=True)
     trainable = tune.with_parameters(work, job=job)
@@ -160,7 +179,7 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
             name="session",
             storage_path=str(folder.absolute()),
             failure_config=tune.FailureConfig(max_failures=0),  # the watcher has trials proposed again
-            callbacks=[Watcher(proposer, proposals, store, progress, Attempts(proposals.parallel))],
+            callbacks=[Watcher(proposer, proposals, found or counted, progress, Attempts(proposals.parallel))],
             stop=FunctionStopper(lambda trial_id, result: proposals.time_is_up),
             verbose=0,
         ),
@@ -192,7 +211,7 @@ def work(config: dict[str, Any], job: Job) -> None:
     def stop(points: Sequence[Point]) -> str | None:
         return reason_to_stop(spec, points, frontier, job.stopping)
 
-    spec = TrialSpec.model_validate_json(config[SPEC])
+    spec = job.kind.model_validate_json(config[SPEC])
     frontier = [(flops_kept, accuracy) for flops_kept, accuracy in json.loads(config[FRONTIER])]
     store = StageStore(job.root)
     tune.report(last_row(run_trial(spec, store, report, device=job.device, stop=stop, **job.limits)))
@@ -231,11 +250,16 @@ class Watcher(tune.Callback):
     """Passes on to the display what happens to the trials, and to the proposer which workers died."""
 
     def __init__(
-        self, proposer: Proposer, proposals: Proposals, store: StageStore, progress: Progress, attempts: Attempts
+        self,
+        proposer: Proposer,
+        proposals: Source,
+        found: Callable[[int, str], None],
+        progress: Progress,
+        attempts: Attempts,
     ) -> None:
         self._proposer = proposer
         self._proposals = proposals
-        self._store = store
+        self._found = found
         self._progress = progress
         self._attempts = attempts
         self._begun = time.monotonic()
@@ -256,10 +280,7 @@ class Watcher(tune.Callback):
         if result.get(ENDED):
             self._ended(trial, result["failure"], result["stopped"], result["computed"], result["reused"])
         else:
-            point = self._store.point(result["key"])
-            if point.iteration:
-                self._proposals.passed(trial.config[INDEX])
-            self._progress.found(trial.config[INDEX], point)
+            self._found(trial.config[INDEX], result["key"])
             self._attempts.reached(trial.config[INDEX], result["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
