@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from orchestrator.commands.asking import best, front, plot, status
+from orchestrator.commands.confirming import confirm
 from orchestrator.commands.inspecting import inspect
 from orchestrator.commands.searching import search
 from orchestrator.record import InvalidInput
@@ -16,6 +17,7 @@ COMMANDS = (  # in the order that --help has
     status,
     front,
     best,
+    confirm,
     plot,
     inspect,
 )

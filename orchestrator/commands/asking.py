@@ -2,19 +2,23 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.commands.arguments import RESULTS, MaxFlops, MinAccuracy, Storage, StudyName, limit, open_study
-from orchestrator.record import InvalidInput
+from orchestrator.record import InvalidInput, Point
 from orchestrator.tables import (
     ACCURACY_MEANS,
     CELLS,
+    DEVIATION,
     FLOPS_MEANS,
+    MEAN,
+    confirmed_text,
     facts_of,
     first_line,
     flops_text,
+    print_confirmed,
     print_facts,
     print_frame,
     print_front,
@@ -22,6 +26,9 @@ from orchestrator.tables import (
     print_table,
     share_text,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.collector import Study
 
 
 class Format(StrEnum):
@@ -49,11 +56,19 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         "train_flops": f"{flops_text(now.train_flops)}; {flops_text(now.train_flops_saved)} saved by reuse",
         "seconds": f"{now.seconds:.1f}",
     }
+    confirmed = asked.confirmed()
+    if len(confirmed):
+        facts["confirmed"] = (
+            f"{confirmed['key'].nunique()} points, {confirmed['seeds'].sum()} models measured on the test split"
+        )
     if now.damaged:
         facts["damaged"] = f"{len(now.damaged)} stages, see below"
     if now.duplicates:
         facts["computed twice"] = f"{now.duplicates} stages"
     print_facts(facts)
+    if len(confirmed):
+        typer.echo()
+        print_confirmed(asked, confirmed)
     typer.echo()
     print_heading("Best accuracy within budgets")
     print_table(
@@ -115,9 +130,23 @@ def best(
     point = asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy)
     files = [] if output is None else asked.export(point.key, output)
     print_heading(f"{point.model} on {point.dataset}", FLOPS_MEANS, ACCURACY_MEANS)
-    print_facts(facts_of(point))
+    print_facts({**facts_of(point), **_confirmed(asked, point)})
     for file in files:
         typer.echo(f"wrote {file}")
+
+
+def _confirmed(study: "Study", point: Point) -> dict[str, str]:
+    """What training the point anew gave, in words, if it was."""
+    found = study.confirmed()
+    rows = found[found["key"] == point.key].set_index("arm")
+    if "pruned" not in rows.index:
+        return {}
+    texts = {
+        str(arm): f"{confirmed_text(row[MEAN], row[DEVIATION])} on the test split, {row['seeds']} seeds"
+        for arm, row in rows.iterrows()
+    }
+    names = {"pruned": "confirmed", "dense": "confirmed, dense", "scratch": "confirmed, scratch"}
+    return {names[arm]: text for arm, text in texts.items()}
 
 
 def plot(

@@ -1,6 +1,7 @@
 """Many trials: the only folder that knows Ray and Optuna."""
 
+from orchestrator.search.confirming import Confirmed, confirm
 from orchestrator.search.runner import Summary, launch
 from orchestrator.search.space import SearchSpace
 
-__all__ = ["SearchSpace", "Summary", "launch"]
+__all__ = ["Confirmed", "SearchSpace", "Summary", "confirm", "launch"]
