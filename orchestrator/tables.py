@@ -123,6 +123,10 @@ def confirmed_text(mean: float, deviation: float) -> str:
     return share_text(mean) + ("" if math.isnan(deviation) else f" ± {deviation:.4f}")
 
 
+def seeds_text(count: int) -> str:
+    return f"{count} seed" + ("" if count == 1 else "s")
+
+
 def print_confirmed(study: "Study", found: "pd.DataFrame", notes: Iterable[str] = ()) -> None:
     print_heading(f"Confirmed points of {study.path}", FLOPS_MEANS, CONFIRMED_MEANS, OPTIMISM_MEANS)
     if found["with_validation"].any():

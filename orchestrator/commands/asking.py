@@ -24,6 +24,7 @@ from orchestrator.tables import (
     print_front,
     print_heading,
     print_table,
+    seeds_text,
     share_text,
 )
 
@@ -142,7 +143,7 @@ def _confirmed(study: "Study", point: Point) -> dict[str, str]:
     if "pruned" not in rows.index:
         return {}
     texts = {
-        str(arm): f"{confirmed_text(row[MEAN], row[DEVIATION])} on the test split, {row['seeds']} seeds"
+        str(arm): f"{confirmed_text(row[MEAN], row[DEVIATION])} on the test split, {seeds_text(row['seeds'])}"
         for arm, row in rows.iterrows()
     }
     names = {"pruned": "confirmed", "dense": "confirmed, dense", "scratch": "confirmed, scratch"}
