@@ -115,7 +115,7 @@ class Point(Record):
     created: str
 
 
-class Tested(Record):
+class Measured(Record):
     """One model of a confirmation as it was measured, once, on the test split; `accuracy` is on the validation split.
 
     It is no Point: what was confirmed never enters a search's frontier.

@@ -34,10 +34,10 @@ from orchestrator.record import (
     ArmRecord,
     Failure,
     InvalidInput,
+    Measured,
     Point,
     Record,
     Stage,
-    Tested,
     TrialRecord,
     whereabouts,
 )
@@ -157,9 +157,9 @@ class StageStore:
         """What a published `dense` or `cut` stage measured."""
         return self._record(key, POINT_FILE, Point)
 
-    def tested(self, key: str) -> Tested:
+    def tested(self, key: str) -> Measured:
         """What a published stage of a confirmation measured."""
-        return self._record(key, TESTED_FILE, Tested)
+        return self._record(key, TESTED_FILE, Measured)
 
     def has_point(self, key: str) -> bool:
         """Whether a published stage measured something: a `sparse` stage does not."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.record import Arm, ArmRecord, Tested
+from orchestrator.record import Arm, ArmRecord, Measured
 from orchestrator.store import DamagedRecord, DamagedStage, StageStore
 
 ARMS: tuple[Arm, ...] = ("pruned", "dense", "scratch")
@@ -62,7 +62,7 @@ def _by_point(records: Sequence[ArmRecord]) -> dict[str, list[ArmRecord]]:
     return {point: some for point, some in found.items() if some}
 
 
-def _tested(store: StageStore, records: Sequence[ArmRecord]) -> list[Tested]:
+def _tested(store: StageStore, records: Sequence[ArmRecord]) -> list[Measured]:
     """What the arms measured, but for those whose stage cannot be read: `orchestrator confirm` makes it again."""
     found = []
     for record in records:
@@ -76,7 +76,7 @@ def _tested(store: StageStore, records: Sequence[ArmRecord]) -> list[Tested]:
 
 
 def _row(
-    point: str, arm: Arm, found: Sequence[Tested], accuracy_of: Callable[[str], float], with_validation: bool
+    point: str, arm: Arm, found: Sequence[Measured], accuracy_of: Callable[[str], float], with_validation: bool
 ) -> dict[str, Any]:
     accuracies = [tested.test_accuracy for tested in found]
     mean = fmean(accuracies)

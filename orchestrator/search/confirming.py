@@ -17,7 +17,7 @@ from rich.table import Table
 from orchestrator.collector import Study
 from orchestrator.collector.confirmed import ARMS
 from orchestrator.files import Uri
-from orchestrator.record import ArmRecord, ArmSpec, InvalidInput, Outcome, Tested, now
+from orchestrator.record import ArmRecord, ArmSpec, InvalidInput, Measured, Outcome, now
 from orchestrator.search.arms import Arms, name_of, names_of
 from orchestrator.search.chosen import paths_of, spread, within
 from orchestrator.search.daemons import RayLost, outliving
@@ -229,7 +229,7 @@ def _notes(call: _Call, measured: Mapping[tuple[str, str, str], ArmRecord]) -> l
     """How long the controls were trained, and what that is of their paths' train_flops."""
     notes = []
     for point in dict.fromkeys(spec.point for spec in call.specs):
-        found: dict[str, list[Tested]] = {arm: [] for arm in ARMS}
+        found: dict[str, list[Measured]] = {arm: [] for arm in ARMS}
         for (key, _, arm), record in measured.items():
             if key == point:
                 found[arm].append(call.store.tested(record.stages[-1]))
@@ -242,11 +242,11 @@ def _notes(call: _Call, measured: Mapping[tuple[str, str, str], ArmRecord]) -> l
     return notes
 
 
-def _mean_cost(found: Sequence[Tested]) -> float:
+def _mean_cost(found: Sequence[Measured]) -> float:
     return fmean(tested.path_cost.train_flops for tested in found)
 
 
-def _epochs(found: Sequence[Tested]) -> str:
+def _epochs(found: Sequence[Measured]) -> str:
     epochs = [tested.epochs for tested in found]
     return str(min(epochs)) if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from orchestrator.network import CostTable, Plan, cut
 from orchestrator.network.architectures import build
-from orchestrator.record import ArmSpec, Cost, InvalidInput, Outcome, Point, Schedule, Tested, TrialSpec, now, seed_of
+from orchestrator.record import ArmSpec, Cost, InvalidInput, Measured, Outcome, Point, Schedule, TrialSpec, now, seed_of
 from orchestrator.store import CONFIRMED, PLAN_FILE, TESTED_FILE, StageStore, write_record
 from orchestrator.training.joined import joined
 from orchestrator.training.splits import DataSet
@@ -36,7 +36,7 @@ VERSION = 1  # of the controls; raise it when their results change
 def run_arm(
     spec: ArmSpec,
     store: StageStore,
-    report: Callable[[Tested], None] = lambda tested: None,
+    report: Callable[[Measured], None] = lambda tested: None,
     *,
     device: str | Sequence[str] = "cpu",
     stop: Callable[[Sequence[Point]], str | None] = lambda points: None,
@@ -90,7 +90,7 @@ class _Arm(Trial):
                 f"data set {spec.dataset} or the code is another one here than where `orchestrator confirm` was called"
             )
 
-    def walk(self, report: Callable[[Tested], None]) -> None:
+    def walk(self, report: Callable[[Measured], None]) -> None:
         for step in self._all_steps():
             self.pass_(step)
             if step.kind != "sparse":
@@ -170,7 +170,7 @@ class _Arm(Trial):
     def write_point(self, step: Step, folder: Path, network: Network, cost: Cost, measured: dict[str, Any]) -> None:
         table, spec = CostTable(network.coupling), self.setting.spec
         flops = table.flops()
-        tested = Tested(
+        tested = Measured(
             key=step.key,
             parent=step.parent,
             kind="dense" if step.kind == "dense" else "cut",

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import Study
 from orchestrator.collector.confirmed import COLUMNS
-from orchestrator.record import ArmRecord, ArmSpec, Cost, Schedule, Stage, Tested, stage_key, whereabouts
+from orchestrator.record import ArmRecord, ArmSpec, Cost, Measured, Schedule, Stage, stage_key, whereabouts
 from orchestrator.store import CONFIRMED, StageStore, write_record
 
 Measure = Callable[..., str]
@@ -43,7 +43,7 @@ def measure(study: StageStore) -> Measure:
         }
         key = stage_key(None, "cut", parameters)
         cost = Cost(train_flops=1000 + seed)
-        tested = Tested(
+        tested = Measured(
             key=key,
             parent=None,
             kind="cut",

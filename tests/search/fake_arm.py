@@ -16,11 +16,11 @@ from orchestrator.record import (
     Cost,
     Failure,
     InvalidInput,
+    Measured,
     Outcome,
     Point,
     Stage,
     StageKind,
-    Tested,
     TrialSpec,
     now,
     stage_key,
@@ -41,7 +41,7 @@ def paths(specs: Sequence[TrialSpec], *, with_validation: bool) -> list[str]:
 def run(
     spec: ArmSpec,
     store: StageStore,
-    report: Callable[[Tested], None] = lambda tested: None,
+    report: Callable[[Measured], None] = lambda tested: None,
     *,
     device: str = "cpu",
     stop: Callable[[Sequence[Point]], str | None] = lambda points: None,
@@ -97,7 +97,7 @@ def _computation(spec: ArmSpec, place: Place, key: str) -> Callable[[Path], None
         write_record(folder / "stage.json", stage)
         if kind == "sparse":
             return
-        tested = Tested(
+        tested = Measured(
             key=key,
             parent=parent,
             kind="dense" if kind == "dense" else "cut",

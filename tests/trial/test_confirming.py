@@ -12,8 +12,7 @@ from torch import nn
 import orchestrator
 from orchestrator import trial
 from orchestrator.network.weights import fingerprint
-from orchestrator.record import ArmSpec, InvalidInput, Outcome, Schedule, TrialSpec
-from orchestrator.record import Tested as Figures  # pytest would take a Tested for tests
+from orchestrator.record import ArmSpec, InvalidInput, Measured, Outcome, Schedule, TrialSpec
 from orchestrator.store import WEIGHTS_FILE, StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate
@@ -38,7 +37,7 @@ class Walked:
     spec: TrialSpec
     outcomes: dict[str, Outcome]
 
-    def tested(self, arm: str) -> Figures:
+    def tested(self, arm: str) -> Measured:
         return self.store.tested(self.outcomes[arm].stages[-1])
 
 
@@ -112,7 +111,7 @@ def test_with_validation_there_is_no_accuracy_but_that_of_the_test_split(tmp_pat
     store = StageStore(tmp_path / "confirmed")
     arm = arm_of(spec, "pruned", with_validation=True)
     assert arm.path != arm_of(spec, "pruned").path
-    seen: list[Figures] = []
+    seen: list[Measured] = []
     outcome = trial.run_arm(arm, store, seen.append)
     assert outcome.failure is None
     assert [tested.accuracy for tested in seen] == [None, None]
@@ -176,5 +175,5 @@ def test_random_weights_of_a_cut_network_are_as_wide_as_it_would_draw_them() -> 
     for part in small:
         bound = part.weight[0].numel() ** -0.5  # PyTorch draws evenly from -bound to bound
         assert part.weight.abs().max() <= bound
-        assert part.weight.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert part.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
         assert part.bias.equal(whole[0 if isinstance(part, nn.Conv2d) else 1].bias)
