@@ -166,6 +166,20 @@ def test_a_point_whose_settings_nothing_tells_is_named(searched: Callable[..., S
         list(paths_of(study, spread(study, 1), **paths))
 
 
+def test_each_launch_leaves_word_of_how_to_confirm(searched: Callable[..., Study], space_file: Write) -> None:
+    study = searched(confirm="seeds = 5")
+    before = study.store.read_json("study.json")
+    assert before["confirm"] == {"points": 3, "seeds": 5, "length": 1.0}
+    assert before["resources"]["cpus_per_trial"] == 1.0
+    space = SearchSpace.read(space_file("small", **{"[budget]": "[confirm]\nlength = 2\n[budget]"}))
+    assert space.definition() == SearchSpace.read(space_file("small")).definition()
+    runner._bind(study.store, space.model_copy(update={"resources": Resources(cpus_per_trial=2.0)}))
+    after = study.store.read_json("study.json")
+    assert after["confirm"] == {"points": 3, "seeds": 3, "length": 2.0}
+    assert after["resources"]["cpus_per_trial"] == 2.0
+    assert (after["definition"], after["created"]) == (before["definition"], before["created"])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
