@@ -16,7 +16,9 @@ import fake_arm
 import fake_trial
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from orchestrator import cli, trial
 from orchestrator.collector import Study
 from orchestrator.record import ArmSpec, InvalidInput, TrialRecord, TrialSpec, now
 from orchestrator.search import Confirmed, SearchSpace, confirm, runner
@@ -219,9 +221,9 @@ def test_what_no_arm_could_run_is_refused_before_anything_is_written(
     searched: Callable[..., Study], confirmed: Confirm
 ) -> None:
     study = searched()
-    for trial in study.store.trials():
-        missing = trial.spec.model_copy(update={"dataset": "missing"})
-        study.store.record_trial(trial.model_copy(update={"spec": missing}))
+    for one in study.store.trials():
+        missing = one.spec.model_copy(update={"dataset": "missing"})
+        study.store.record_trial(one.model_copy(update={"spec": missing}))
     with pytest.raises(InvalidInput, match="data set missing: no such file"):
         confirmed(study)
     assert not (Path(str(study.path)) / "confirmed").exists()
@@ -407,3 +409,39 @@ def test_a_stopped_confirmation_ends_as_if_left_alone(searched: Callable[..., St
     assert not (Path(str(store.root)) / "tune").exists()
     assert [figure[2] for figure in figures(study)] == [2] * 6
     assert re.search(r"12 models(, \d+ of them measured)?$", confirmed.printed[0])
+
+
+@pytest.mark.usefixtures("ray_on_loopback")
+def test_the_command_with_real_training(space_file: Write, tmp_path: Path) -> None:
+    """One point, one seed, on train and validation: three models, each measured, and a table that says so."""
+    space = SearchSpace.read(space_file("small", **{'model = "fake"': 'model = "cifarnet"'}))
+    store = StageStore(tmp_path / "results" / "small")
+    runner._bind(store, space)
+    spec = space.spec({"regularization_weight": 0.01, "pruning_ratio": 0.3, "iterations": 2})
+    outcome = trial.run(spec.model_copy(update={"iterations": 1}), store)
+    store.record_trial(TrialRecord(index=0, spec=spec, stages=outcome.stages, created=now()))
+    point = outcome.points[-1]
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(cli.app, ["confirm", "small", "--storage", str(tmp_path / "results"), *arguments])
+
+    result = run("--at", "10M", "--seeds", "1", "--with-validation")
+    assert result.exit_code == 0, result.output
+    table = Study(store.root).confirmed()
+    assert table["arm"].tolist() == ["pruned", "dense", "scratch"]
+    assert table["with_validation"].all()
+    printed = [line.rstrip() for line in result.stdout.splitlines()]
+    heading = printed.index(f"Confirmed points of {store.root}")
+    assert printed[heading + 4] == "trained on train and validation: those with_validation"
+    rows = [line.split() for line in printed[heading + 6 : heading + 9]]
+    assert [row[:3] for row in rows] == [[point.key[:12], arm, "1"] for arm in ("pruned", "dense", "scratch")]
+    optimism = point.accuracy - table["test_accuracy_mean"].iloc[0]
+    assert rows[0][3:5] == [f"{table['test_accuracy_mean'].iloc[0]:.4f}", f"{optimism:+.4f}"]
+    assert [row[-1] for row in rows] == ["yes"] * 3
+    assert re.match(
+        rf"dense of {point.key[:12]}: \d+ epochs, \d\.\d+ of the train_flops of pruned", printed[heading + 9]
+    )
+
+    wrong = run("--at", "much")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: --at is 'much'; give a number above 0")
