@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from orchestrator.commands.asking import best, front, status
+from orchestrator.commands.confirming import confirm
 from orchestrator.commands.exporting import export
 from orchestrator.commands.inspecting import inspect
 from orchestrator.commands.keeping import gc, ls, merge, rm
@@ -19,6 +20,7 @@ COMMANDS = (  # in the order that --help has
     status,
     front,
     best,
+    confirm,
     export,
     plot,
     report,

@@ -8,7 +8,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -32,6 +33,7 @@ from orchestrator.search.worth import Front
 from orchestrator.store import StageStore
 
 STUDY_FILE = "study.json"
+KEPT = ("confirm", "resources")  # sections of the space that `orchestrator confirm` finds in the study's file
 JOURNAL_FILE = "journal.log"
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0" makes Ray bind 127.0.0.1 alone; no argument of ray.init does
 ENVIRONMENT = {
@@ -110,7 +112,7 @@ def launch(
         {"trials": trials, "train_flops": train_flops, "hours": hours},
         {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial},
     )
-    _check_address(address)
+    check_address(address)
     console = console or Console()
 
     def on_interrupt(number: signal.Signals) -> None:
@@ -180,25 +182,51 @@ def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> S
 
 
 def _run(this: _Launch, proposals: Proposals, counts: Counts, interrupts: Interrupts) -> None:
-    _set_environment(this.address)
-    # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
-    # whenever another falls idle: trials of seconds then run one at a time on any cluster.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(this.space.proposals.parallel)
-    from orchestrator.search import session
+    space = this.space
+    parallel = space.proposals.parallel
+    ready = attended(
+        this.address, space.resources, this.console, interrupts, parallel=parallel, dashboard=this.dashboard
+    )
+    with ready:
+        from orchestrator.search import session
 
-    def on_loss(what: str) -> None:
-        say(this.console, f"{what}; nothing finished is lost, going on with a new Ray")
-
-    own = tuple(sorted(_references(this.space)))
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space, own, this.forgiven)
-    tell = partial(say, this.console)
-    with session.connected(this.address, this.space.resources, tell, dashboard=this.dashboard):
-        interrupts.install()
-        with Progress(this.console, this.space.name, counts) as progress, watched(interrupts, on_loss):
-            session.run(proposals, this.store, job, progress, this.following)
+        own = tuple(sorted(references(_representatives(space))))
+        job = session.Job.of(this.run_trial, this.store.root.absolute(), space, own, this.forgiven)
+        with Progress(this.console, space.name, counts) as progress:
+            session.run(proposals, this.store, job, progress, following=this.following)
     if proposals.finished < proposals.target and not proposals.time_is_up:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")
         raise SystemExit(1)
+
+
+@contextmanager
+def attended(
+    address: str | None,
+    resources: Resources,
+    console: Console,
+    interrupts: Interrupts,
+    *,
+    parallel: int,
+    dashboard: bool = False,
+) -> Iterator[None]:
+    """A block that has Ray, with the search's own handling of signals; left through RayLost where Ray is lost.
+
+    parallel: how many trials may be handed out before a worker is free; dashboard: whether Ray's is started. Raises
+    InvalidInput as session.connected does.
+    """
+    _set_environment(address)
+    # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
+    # whenever another falls idle: trials of seconds then run one at a time on any cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)
+    from orchestrator.search import session
+
+    def on_loss(what: str) -> None:
+        say(console, f"{what}; nothing finished is lost, going on with a new Ray")
+
+    with session.connected(address, resources, partial(say, console), dashboard=dashboard):
+        interrupts.install()
+        with watched(interrupts, on_loss):
+            yield
 
 
 def _overridden(space: SearchSpace, budget: Mapping[str, Any], resources: Mapping[str, Any]) -> SearchSpace:
@@ -215,10 +243,10 @@ def _given(section: Record, values: Mapping[str, Any]) -> dict[str, Any]:
     return section.model_dump() | {name: value for name, value in values.items() if value is not None}
 
 
-def _check_address(address: str | None) -> None:
+def check_address(address: str | None) -> None:
     if address is not None and "://" in address:
         raise InvalidInput(
-            f"--address is {address}; it must be host:port or auto: run the search on a machine of the cluster, "
+            f"--address is {address}; it must be host:port or auto: run the command on a machine of the cluster, "
             "for example by `ray job submit`"
         )
 
@@ -233,17 +261,19 @@ def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
         yield space.spec(dict(zip(space.dimensions, values, strict=True)))
 
 
-def _references(space: SearchSpace) -> set[str]:
-    """The user's own functions that trials of the space call."""
-    names = {name for spec in _representatives(space) for name in (spec.model, spec.dataset)}
+def references(specs: Iterable[TrialSpec]) -> set[str]:
+    """The user's own functions that these trials call."""
+    names = {name for spec in specs for name in (spec.model, spec.dataset)}
     return {name for name in names if ":" in name and not name.startswith(BUILT_IN)}
 
 
 def _bind(store: StageStore, space: SearchSpace) -> None:
     """Make the study's folder this space's, or find that it is."""
     there = store.read_json(STUDY_FILE)
+    later = {name: getattr(space, name).model_dump(mode="json") for name in KEPT}
     if there is None:
-        store.write_json(STUDY_FILE, {"name": space.name, "definition": space.definition(), "created": now()})
+        own = {"name": space.name, "definition": space.definition(), "created": now()}
+        store.write_json(STUDY_FILE, own | later)
         return
     if isinstance(there, dict) and "merged" in there:
         raise InvalidInput(f"{store.root}: was merged of several studies, and is not searched; search in one of these")
@@ -256,6 +286,8 @@ def _bind(store: StageStore, space: SearchSpace) -> None:
             f"{store.root}: is the study of another space: {field} is {was} there, {is_now} in {space.name}.toml; "
             "rename the file, or give another --storage"
         )
+    if there != there | later:
+        store.write_json(STUDY_FILE, there | later)
 
 
 def _differences(was: Any, is_now: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
