@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from orchestrator.commands.asking import best, front, plot, status
 from orchestrator.commands.inspecting import inspect
+from orchestrator.commands.rerunning import rerun
 from orchestrator.commands.searching import search
 from orchestrator.record import InvalidInput
 
@@ -18,6 +19,7 @@ COMMANDS = (  # in the order that --help has
     best,
     plot,
     inspect,
+    rerun,
 )
 
 
