@@ -11,7 +11,6 @@ same with one part of what is taken over left out.
 
     no observations     the old frontier's settings come first; then the guide knows of this study's trials alone
     no first settings   the guide begins at once, with the old observations
-    then at random      the old frontier's settings come first, and all others are drawn at random
 
 All proposals are those that a search would make: what finishes first changes none of them. They are run one after the
 other in this process. A stage's key holds all that determines its result, so each is trained once, in the folder of the
@@ -44,7 +43,7 @@ from orchestrator.store import StageStore
 
 OLD, NEW = "cifarnet", "small_networks:small_resnet"
 OLD_SEED = 1000  # added to a seed for the study before: a new one from nothing draws other settings
-WAYS = ("from nothing", "rerun", "no observations", "no first settings", "then at random")
+WAYS = ("from nothing", "rerun", "no observations", "no first settings")
 HEADER = ("search", *(f"to {s:.0%}, G" for s in SHARES), *(f"to {s:.0%}, trials" for s in SHARES), "reached", "final")
 
 
@@ -141,14 +140,8 @@ def one_run(way: str, name: str, seed: int, given: argparse.Namespace) -> Run:
             prior = prior and prior.model_copy(update={"observations": ()})
         if way == "no first settings":
             prior = prior and prior.model_copy(update={"first": ()})
-        if way == "then at random":
-            space = _at_random(space)
         store = searched(space, Path(folder), recorded, prior)
         return Run(name=way, seed=seed, curve=tuple(curve_of(store)))
-
-
-def _at_random(space: SearchSpace) -> SearchSpace:
-    raise NotImplementedError
 
 
 def runs_of(name: str, given: argparse.Namespace) -> list[Run]:
@@ -193,7 +186,8 @@ def table(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _counts(counts: Sequence[float]) -> str:
-    low, middle, high = ("never" if c == math.inf else f"{c:g}" for c in (min(counts), statistics.median(counts), max(counts)))
+    three = (min(counts), statistics.median(counts), max(counts))
+    low, middle, high = ("never" if count == math.inf else f"{count:g}" for count in three)
     return f"{middle} ({low} to {high})"
 
 
