@@ -11,13 +11,14 @@ import pytest
 from rich.console import Console
 
 from orchestrator.collector import Study
+from orchestrator.files import Place
 from orchestrator.record import InvalidInput, TrialRecord, now
 from orchestrator.search import SearchSpace, Summary, launch, runner
 from orchestrator.search.binding import bind
-from orchestrator.search.prior import read_prior
+from orchestrator.search.prior import prior_of, read_prior
 from orchestrator.search.rerun import default_name, rerun, space_after
 from orchestrator.search.space import Limits, Resources
-from orchestrator.search.space_file import as_toml
+from orchestrator.search.space_file import as_toml, read_back
 from orchestrator.store import StageStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,16 @@ def test_a_rerun_begins_with_the_old_frontier_and_goes_on_without_the_old_study(
     assert whole.study == results / "small_other_third"
 
 
+def test_prior_and_space_file_lie_with_the_study_wherever_that_is(
+    space: SearchSpace, old: StageStore, place: Place
+) -> None:
+    prior = prior_of(Study(old.root), space)
+    store = StageStore(place / space.name)
+    assert bind(store, space, prior) == prior
+    assert bind(store, space, None) == read_prior(store) == prior
+    assert read_back(store) == space
+
+
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_a_space_file_written_back_is_the_same_space(path: Path, tmp_path: Path) -> None:
     space = SearchSpace.read(path)
@@ -174,7 +185,7 @@ def test_a_study_that_varies_the_model_is_refused(space_file: Write, results: Pa
     text = {'model = "fake"': "", "[search]": '[search]\nmodel = { choices = ["a", "b"] }'}
     store = StageStore(results / "small")
     bind(store, SearchSpace.read(space_file(**text)), None)
-    with pytest.raises(InvalidInput, match="small: the study varies model; rerun needs one with a single model$"):
+    with pytest.raises(InvalidInput, match=r"small: the study varies model; rerun needs one with a single model$"):
         again("small", results, model="other")
 
 
