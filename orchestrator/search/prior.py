@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from orchestrator.collector import Study
 from orchestrator.record import InvalidInput, Option, Record, canonical_json
 from orchestrator.search.dimensions import Dimension
+from orchestrator.search.guides import ITERATIONS, OldTrial
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.worth import Found, Front
 from orchestrator.store import StageStore, first_problem
@@ -31,7 +32,6 @@ from orchestrator.store import StageStore, first_problem
 PRIOR_FILE = "prior.json"
 OBSERVATIONS = 60  # a large old study must not drown a small new one
 REACHED = 0.95  # of a study's own hypervolume, where two studies are compared
-ITERATIONS = "iterations"
 
 
 class Prefix(NamedTuple):
@@ -122,6 +122,23 @@ def positions_of(settings: Mapping[str, Any], dimensions: Mapping[str, Dimension
     if outside is not None:
         raise InvalidInput(f"{PRIOR_FILE}: has {outside} {settings[outside]!r}; the space does not hold it")
     return positions
+
+
+def old_trials(prior: Prior, dimensions: Mapping[str, Dimension]) -> tuple[OldTrial, ...]:
+    """The observations as a guide over these dimensions takes them, the best first."""
+    return tuple(
+        OldTrial(positions_of(one.settings, dimensions), tuple(_prefixes(one, dimensions.get(ITERATIONS))))
+        for one in prior.observations
+    )
+
+
+def _prefixes(observation: Observation, iterations: Dimension | None) -> Iterator[tuple[dict[str, Any], float, float]]:
+    """Those that are trials of the space: where iterations vary, of as many as it holds; else the whole alone."""
+    for one in observation.prefixes if iterations is not None else observation.prefixes[-1:]:
+        position = None if iterations is None else iterations.position(one.iteration)
+        if iterations is None or position is not None:
+            at = {} if iterations is None else {ITERATIONS: position}
+            yield at, one.relative_accuracy, one.flops_kept
 
 
 def trials_to(share: float, trials: Sequence[Sequence[Found]], space: SearchSpace) -> int:

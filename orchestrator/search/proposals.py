@@ -29,9 +29,9 @@ from orchestrator.collector.query import format_flops
 from orchestrator.files import Place
 from orchestrator.record import Point, TrialSpec, canonical_json
 from orchestrator.search.dimensions import Choice, Dimension, Grid, Range
-from orchestrator.search.guides import ITERATIONS, Fixed, OldTrial, guide_named
+from orchestrator.search.guides import ITERATIONS, Fixed, guide_named
 from orchestrator.search.journal import open_journal
-from orchestrator.search.prior import Observation, Prior, positions_of
+from orchestrator.search.prior import Prior, old_trials, positions_of
 from orchestrator.search.space import Budget, SearchSpace
 from orchestrator.search.waiting import Waiting
 from orchestrator.search.worth import Found, Front
@@ -104,7 +104,7 @@ class Proposals:
         self._distributions = {name: _distribution(space.dimensions[name]) for name in sorted(space.dimensions)}
         self._most = _most_iterations(space.dimensions)
         self._first = [] if prior is None else [positions_of(one, space.dimensions) for one in prior.first]
-        old = () if prior is None else tuple(_old_trial(one, space.dimensions) for one in prior.observations)
+        old = () if prior is None else old_trials(prior, space.dimensions)
         self._explored = len(self._first) if prior else space.proposals.startup  # proposals before the guide's own
         self._guide = guide_named(space.proposals.guide, self._distributions, self._most, self._study, old)
         self._entries: list[_Entry] = []
@@ -393,19 +393,6 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.whole:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _old_trial(observation: Observation, dimensions: Mapping[str, Dimension]) -> OldTrial:
-    """As the space has it: of iterations that it does not hold, no prefix."""
-    iterations = dimensions.get(ITERATIONS)
-    prefixes: list[tuple[Mapping[str, Any], float, float]] = []
-    for one in observation.prefixes:
-        position = None if iterations is None else iterations.position(one.iteration)
-        if iterations is None and one is observation.prefixes[-1]:
-            prefixes.append(({}, one.relative_accuracy, one.flops_kept))
-        elif position is not None:
-            prefixes.append(({ITERATIONS: position}, one.relative_accuracy, one.flops_kept))
-    return OldTrial(positions_of(observation.settings, dimensions), prefixes)
 
 
 def _most_iterations(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
