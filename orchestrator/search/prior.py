@@ -6,10 +6,9 @@ needs the old one no more.
 `first`          The settings of the trajectories that make up the old frontier: the one with the largest hypervolume,
                  then, again and again, the one that adds most to it; as many as `proposals.startup`, in whose place
                  they come.
-`observations`   Every trial of the old study that brought a pruned point, at most OBSERVATIONS, spread evenly over the
-                 ranking, the best first. The ranking goes on from `first`: first those that add to the hypervolume, by
-                 how much; then those that add nothing, by the accuracy that they lack. Accuracies and flops of another
-                 network are no measure for this one: to the guide `gain` only the ranks are told, to the guide
+`observations`   Every trial of the old study that brought a pruned point, the best first: ranked by the hypervolume
+                 that each has by itself; at most OBSERVATIONS, spread evenly over the ranking. Accuracies and flops of
+                 another network are no measure for this one: to the guide `gain` only the ranks are told, to the guide
                  `prefixes` flops_kept and accuracy as a share of the old study's best.
 """
 
@@ -95,7 +94,7 @@ def prior_of(study: Study, space: SearchSpace) -> Prior:
         model=trials[0].spec.model,
         dataset=trials[0].spec.dataset,
         first=tuple(one.settings for one in ranked[: min(count, space.proposals.startup)]),
-        observations=tuple(_observation(one, best) for one in _spread(ranked)),
+        observations=tuple(_observation(one, best) for one in _spread(_by_themselves(ranked, space))),
         trials=len(trials),
         trials_to_reach=trials_to(REACHED, [one.found for one in tried], space),
     )
@@ -177,7 +176,7 @@ def _value(spec: Any, name: str) -> Any:
 
 
 def _ranked(tried: Sequence[Trajectory], space: SearchSpace) -> tuple[list[Trajectory], int]:
-    """The best first, and how many of them make up the frontier; of the same settings the longest alone."""
+    """Those that make up the frontier first, the best first, and how many; of the same settings the longest alone."""
     left = list(_distinct(tried))
     front, picked = Front(space.limits), list[Trajectory]()
     while left:
@@ -188,8 +187,11 @@ def _ranked(tried: Sequence[Trajectory], space: SearchSpace) -> tuple[list[Traje
         picked.append(left.pop(at))
         for point in picked[-1].found:
             front.add(point)
-    rest = sorted(left, key=lambda one: -front.score(one.prefixes))
-    return [*picked, *rest], len(picked)
+    return [*picked, *left], len(picked)
+
+
+def _by_themselves(tried: Sequence[Trajectory], space: SearchSpace) -> list[Trajectory]:
+    return sorted(tried, key=lambda one: -Front(space.limits, one.found).worth)  # stable: of equal ones as before
 
 
 def _distinct(tried: Sequence[Trajectory]) -> Iterator[Trajectory]:
