@@ -179,7 +179,7 @@ def test_a_study_without_a_pruned_point_has_nothing_to_give(space: SearchSpace, 
     store = StageStore(tmp_path / "old")
     store.prepare()
     store.write_json("study.json", {"name": "old"})
-    with pytest.raises(InvalidInput, match="old: no point so far"):
+    with pytest.raises(InvalidInput, match="old: no trial has ended with a pruned point"):
         prior_of(Study(store.root), space)
     spec = space.spec(settings_of(0.01, 0.3))
     outcome = fake_trial.run(spec, store)
