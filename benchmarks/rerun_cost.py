@@ -27,6 +27,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -152,14 +153,13 @@ def runs_of(name: str, given: argparse.Namespace) -> list[Run]:
     raw = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     found = [Run(**{**one, "curve": tuple(map(tuple, one["curve"]))}) for one in raw]
     done = {(run.name, run.seed) for run in found}
-    for seed in range(given.seeds):
-        for way in WAYS:
-            if (way, seed) in done:
-                continue
-            found.append(one_run(way, name, seed, given))
-            with file.open("a") as out:
-                out.write(json.dumps(vars(found[-1])) + "\n")
-            print(f"{name}, seed {seed}: {way}", file=sys.stderr, flush=True)
+    for way, seed in product(WAYS, range(given.seeds)):
+        if (way, seed) in done:
+            continue
+        found.append(one_run(way, name, seed, given))
+        with file.open("a") as out:
+            out.write(json.dumps(vars(found[-1])) + "\n")
+        print(f"{name}, {way}: seed {seed}", file=sys.stderr, flush=True)
     return [run for run in found if run.seed < given.seeds]
 
 
