@@ -19,11 +19,12 @@ from orchestrator.collector.confirmed import ARMS
 from orchestrator.files import Uri
 from orchestrator.record import ArmRecord, ArmSpec, InvalidInput, Measured, Outcome, now
 from orchestrator.search.arms import Arms, name_of, names_of
+from orchestrator.search.binding import SETTINGS_FILE, STUDY_FILE
 from orchestrator.search.chosen import paths_of, spread, within
 from orchestrator.search.daemons import RayLost, outliving
 from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.progress import Counts, Progress, duration, say
-from orchestrator.search.runner import STUDY_FILE, attended, check_address, references
+from orchestrator.search.runner import attended, check_address, references
 from orchestrator.search.space import Confirmation, Resources, Stopping, check_section
 from orchestrator.store import CONFIRMED, DamagedStage, StageStore
 
@@ -119,8 +120,8 @@ def confirm(
 
 
 def _section(study: Study, section: type[Any], name: str, **given: Any) -> Any:
-    """A section as the study's file has it, with what was given in its place."""
-    there = study.store.read_json(STUDY_FILE)
+    """A section as the study's last search had it, with what was given in its place."""
+    there = study.store.read_json(SETTINGS_FILE)
     kept = there.get(name, {}) if isinstance(there, dict) else {}
     return check_section(
         section, {**kept, **{field: value for field, value in given.items() if value is not None}}, name

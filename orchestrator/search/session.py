@@ -24,6 +24,7 @@ from ray.tune.stopper import FunctionStopper
 from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialRecord, TrialSpec
 from orchestrator.search.attempts import Attempts
+from orchestrator.search.binding import STUDY_FILE
 from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, Source, last_row
@@ -32,7 +33,6 @@ from orchestrator.search.stopping import reason_to_stop
 from orchestrator.search.tracking import Following
 from orchestrator.store import StageStore
 
-STUDY_FILE = "study.json"
 TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN[_PATH]"
 DASHBOARD = "--dashboard needs packages that are not installed ({}): pip install 'pruning-orchestrator[dashboard]'"
 HINT = "a larger --cpus-per-trial runs fewer trials side by side"

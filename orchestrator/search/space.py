@@ -135,10 +135,15 @@ class SearchSpace(Record):
     def read(cls, path: str | Path) -> "SearchSpace":
         """The space of a TOML file. Raises InvalidInput with one line that names the file and the field."""
         path = Path(path)
+        return cls.parse(path.stem, _load(path))
+
+    @classmethod
+    def parse(cls, name: str, raw: dict[str, Any]) -> "SearchSpace":
+        """The space `name` of a TOML file's content. Raises InvalidInput with one line that names the field."""
         try:
-            return _parse(path.stem, _load(path))
+            return _parse(name, raw)
         except FieldError as error:
-            raise InvalidInput(f"{path.name}: {error}") from None
+            raise InvalidInput(f"{name}.toml: {error}") from None
 
     @property
     def size(self) -> int | None:
