@@ -79,7 +79,7 @@ def page_data(study: Study) -> dict[str, Any]:
     points = stages[stages["flops"].notna()].reset_index(drop=True)
     previous = dict(zip(points["key"], previous_points(stages), strict=True))
     fronts = {cost: _front(points, cost) for cost in COSTS}
-    confirmed = confirmed_of(study)
+    confirmed = _records(study.confirmed())
     shown = _shown(points, previous, {*chain(*fronts.values()), *(row["key"] for row in confirmed)})
     place = {key: at for at, key in enumerate(shown["key"])}
     described = study.store.read_json("study.json") or {}
@@ -131,12 +131,6 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return len(content)
-
-
-def confirmed_of(study: Any) -> list[dict[str, Any]]:
-    """The confirmed figures of a study: a record for each point and arm, with full keys."""
-    ask = getattr(study, "confirmed", None)
-    return [] if ask is None else _records(ask())
 
 
 def _front(points: pd.DataFrame, cost: str) -> list[str]:

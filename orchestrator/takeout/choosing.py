@@ -11,9 +11,9 @@ from orchestrator.network import user_function
 from orchestrator.network.artifact import CodeNotAllowed, read
 from orchestrator.network.model_card import ModelCard
 from orchestrator.network.zoo import NETWORKS
-from orchestrator.record import InvalidInput, Point, Stage
+from orchestrator.record import InvalidInput, Measured, Point, Stage
 from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, StageStore
-from orchestrator.takeout.confirmed import Measured, confirmed_model
+from orchestrator.takeout.confirmed import confirmed_model
 from orchestrator.takeout.figures import Confirmation
 from orchestrator.training.datasets import DataSet, is_code, load
 
@@ -25,17 +25,21 @@ class Chosen:
     study: Study
     point: Point
     store: StageStore
-    key: str
-    measured: Measured
+    measured: Point | Measured
     confirmation: Confirmation | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the stage whose model is taken."""
+        return self.measured.key
 
     @cached_property
     def folder(self) -> Path:
         """With the weights in it. Raises InvalidInput if they were not kept."""
-        folder = self.store.folder(self.key)
-        assert folder is not None, self.key
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
+        folder = self.store.weights(self.key)
+        if folder is None:
+            place = self.store.root / "stages" / self.key / WEIGHTS_FILE
+            raise InvalidInput(f"{place}: the weights of this point were not kept")
         return folder
 
     @cached_property
@@ -63,13 +67,12 @@ def choose(study: Study, key: str, *, confirmed: bool) -> Chosen:
     """The point of the study with this key, or what confirming it has left. Raises InvalidInput where there is none."""
     point = study.point(key)
     if not confirmed:
-        return Chosen(study=study, point=point, store=study.store, key=point.key, measured=Measured.of(point))
+        return Chosen(study=study, point=point, store=study.store, measured=point)
     found = confirmed_model(study, point.key)
     return Chosen(
         study=study,
         point=point,
         store=found.store,
-        key=found.key,
         measured=found.measured,
         confirmation=found.confirmation,
     )
