@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator import cli, trial
 from orchestrator.record import Schedule, TrialSpec
 from orchestrator.store import StageStore
 
+ELSEWHERE = {"search", "rerun", "confirm", "watch"}  # other tests run these
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -20,15 +22,14 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every `orchestrator ...` line of the README but `search`, which other tests run."""
+    """Every `orchestrator ...` line of the README."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    typed = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("orchestrator ")]
-    return [words for words in typed if words[0] != "search"]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("orchestrator ")]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with results/digits_cifarnet: one short trial that reaches the README's limits."""
+    """A folder with results/digits_cifarnet: one short trial that reaches the README's limits. And a copy of it."""
     folder = tmp_path_factory.mktemp("home")
     schedule = Schedule(epochs=6, learning_rate=0.1, batch_size=64)
     spec = TrialSpec(
@@ -41,18 +42,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sparse=schedule,
         recovery=schedule,
     )
-    outcome = trial.run(spec, StageStore(folder / "results" / "digits_cifarnet"))
+    store = StageStore(folder / "results" / "digits_cifarnet")
+    store.write_json("study.json", {"name": "digits_cifarnet"})
+    outcome = trial.run(spec, store)
     assert outcome.failure is None
+    shutil.copytree(store.root, folder / "results" / "digits_elsewhere")
     return folder
 
 
-def test_the_readme_has_commands_to_run() -> None:
-    assert {words[0] for words in commands()} == {"status", "front", "best", "plot", "inspect"}
+def test_the_readme_shows_every_command() -> None:
+    assert {words[0] for words in commands()} == {command.__name__ for command in cli.COMMANDS}
+
+
+def test_the_tree_of_the_readme_is_that_of_the_package() -> None:
+    package = Path(cli.__file__).parent
+    tree = next(block for block in blocks("") if block.startswith("orchestrator/"))
+    shown = re.findall(r"^  (\w+(?:/|\.py)) ", tree, flags=re.MULTILINE)
+    there = [path for path in package.iterdir() if not path.name.startswith("__") and path.suffix in ("", ".py")]
+    assert sorted(shown) == sorted(f"{path.name}/" if path.is_dir() else path.name for path in there)
 
 
 def test_what_the_readme_says_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     for words in commands():
+        if words[0] in ELSEWHERE or "--confirmed" in words:
+            continue
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 0, (words, result.output)
     names: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""What a study takes on the disk: weights, and everything else. What it found of each stage is kept in disk.parquet.
+"""What a study takes on the disk, its confirmed models too: weights, and everything else. Kept in disk.parquet.
 
 A published stage changes in one way alone: its weights may be collected, and of that there are notes. So each stage is
 looked at once; the file is a copy that may be thrown away.
@@ -53,6 +53,11 @@ def disk_of(store: StageStore, keys: Sequence[str]) -> Disk:
     return Disk(weights=weights, records=records, collected=missing)
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of a study holds weights."""
+    return name.rpartition("/")[2] == WEIGHTS_FILE
+
+
 def _among(table: pa.Table, keys: AbstractSet[str]) -> pa.ChunkedArray:
     return pc.is_in(table["key"], pa.array(sorted(keys), pa.string()))
 
@@ -82,7 +87,7 @@ def _extended(store: StageStore, known: pa.Table, keys: Sequence[str]) -> pa.Tab
 
 def _split(sizes: Mapping[str, Size]) -> tuple[int, int]:
     """Bytes of weights, and of everything else."""
-    weights = sum(size.bytes for name, size in sizes.items() if name.rpartition("/")[2] == WEIGHTS_FILE)
+    weights = sum(size.bytes for name, size in sizes.items() if is_weights(name))
     return weights, sum(size.bytes for size in sizes.values()) - weights
 
 

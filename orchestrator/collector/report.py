@@ -105,7 +105,7 @@ def page_data(study: Study) -> dict[str, Any]:
         "frozen": _records(study.frozen()) if stages["frozen_groups"].notna().any() else [],
         "commands": {
             "export": export_command(study.path),
-            "search": search_command(str(described.get("name", study.name)), study.path.parent),
+            "search": None if "merged" in described else _search_command(study, str(described.get("name", study.name))),
             "space": space_template(definition),
         },
         "counted": COUNTED,
@@ -160,6 +160,12 @@ def _climbed(keys: Iterable[str], previous: Mapping[str, str | None], place: Map
         while above is not None and above not in place:
             above = previous[above]
         yield above or ""
+
+
+def _search_command(study: Study, name: str) -> str:
+    """A rerun has left its space file in the study's folder; other space files lie where the user has them."""
+    file = f"{name}.toml"
+    return search_command(study.path / file if file in study.store.names() else file, study.path.parent)
 
 
 def _about(study: Study, points: pd.DataFrame) -> dict[str, Any]:

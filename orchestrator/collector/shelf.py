@@ -14,10 +14,9 @@ from orchestrator.collector.keeping import COLLECTOR, DRIVER
 from orchestrator.collector.query import Study
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import InvalidInput
-from orchestrator.store import StageStore
+from orchestrator.store import CONFIRMED, StageStore
 
 STUDY_FILE = "study.json"
-CONFIRMED = "confirmed"  # where a study keeps the store of its confirmed stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from orchestrator.commands.arguments import (
     limit,
     open_study,
 )
+from orchestrator.commands.keeping import bring_back
 from orchestrator.record import InvalidInput
 from orchestrator.tables import ACCURACY_MEANS, FLOPS_MEANS, flops_text, print_facts, print_heading, share_text
 
@@ -50,6 +51,9 @@ def export(
         raise InvalidInput("give either --key or limits, not both")
     asked = open_study(study, storage)
     chosen = key or asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy).key
+    point = asked.point(chosen).key
+    if not confirmed and point in asked.store.collected.bytes():
+        bring_back(asked, point)
     from orchestrator.takeout import take_out
 
     figures = take_out(

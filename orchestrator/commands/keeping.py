@@ -106,6 +106,8 @@ def merge(
         "stages": f"{done.stages}; {done.shared} of them more than one study has",
         "trials": f"{done.trials}, numbered anew",
     }
+    if done.confirmed:
+        facts["confirmed"] = f"{done.confirmed} models measured on the test split"
     if done.damaged:
         facts["damaged"] = f"{len(done.damaged)} stages, left out"
     if len(done.models) > 1:
@@ -152,6 +154,8 @@ def _moment(text: str) -> str:
 
 def _print_collection(path: str, found: "Collection", *, dry_run: bool) -> None:
     kept = ", ".join(f"{count} {reason}" for reason, count in found.kept.items()) or "none"
+    if found.confirmed:
+        kept += f"; {bytes_text(found.confirmed)} of confirmed models, which gc leaves alone"
     if not found.bytes:
         typer.echo(f"{path}: nothing to collect; weights kept: {kept}")
         return
