@@ -56,8 +56,9 @@ def test_the_readme_shows_every_command() -> None:
 
 def test_the_tree_of_the_readme_is_that_of_the_package() -> None:
     package = Path(cli.__file__).parent
-    tree = next(block for block in blocks("") if block.startswith("orchestrator/"))
-    shown = re.findall(r"^  (\w+(?:/|\.py)) ", tree, flags=re.MULTILINE)
+    tree = re.search(r"```\n(orchestrator/\n.*?)```", README, flags=re.DOTALL)
+    assert tree is not None
+    shown = re.findall(r"^  (\w+(?:/|\.py)) ", tree[1], flags=re.MULTILINE)
     there = [path for path in package.iterdir() if not path.name.startswith("__") and path.suffix in ("", ".py")]
     assert sorted(shown) == sorted(f"{path.name}/" if path.is_dir() else path.name for path in there)
 

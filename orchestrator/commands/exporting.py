@@ -51,8 +51,7 @@ def export(
         raise InvalidInput("give either --key or limits, not both")
     asked = open_study(study, storage)
     chosen = key or asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy).key
-    point = asked.point(chosen).key
-    if not confirmed and point in asked.store.collected.bytes():
+    if not confirmed and (point := asked.point(chosen).key) in asked.store.collected.bytes():
         bring_back(asked, point)
     from orchestrator.takeout import take_out
 

@@ -135,3 +135,11 @@ def test_what_front_status_and_best_say(study: StageStore, measure: Measure, poi
     best = lines("best", "small", "--max-flops", str(study.point(points[0]).flops))
     assert "confirmed              0.9100 ± 0.0141 on the test split, 2 seeds" in best
     assert "confirmed, scratch     0.8000 on the test split, 1 seed" in best
+    header, first, *rest = [line.split(",") for line in lines("front", "small", "--format", "csv")]
+    assert header[-2:] == ["confirmed_test_accuracy", "confirmed_deviation"]
+    assert [float(figure) for figure in first[-2:]] == pytest.approx([0.91, 0.02 / math.sqrt(2)])
+    assert {tuple(row[-2:]) for row in rest} == {("", "")}
+    limit = str(study.point(points[0]).flops)
+    copied = lines("best", "small", "--max-flops", limit, "--output", str(study.root / "copied"))
+    assert "confirmed              0.9100 ± 0.0141 on the test split, 2 seeds" in copied
+    assert f"wrote {study.root / 'copied' / 'weights.safetensors'}" in copied  # the search's own, as the figures above

@@ -105,7 +105,8 @@ def confirm(study: StageStore, point: str, seed: int, test_accuracy: float, *, a
         write_record(staging / "tested.json", record)
 
     store.obtain(key, compute)
-    spec = ArmSpec(**{**spec_of(0.2, 1).model_dump(), "seed": seed}, point=point, path=f"{seed:064x}", arm=arm)
+    path = stage_key(None, "cut", {"point": point, "seed": seed})
+    spec = ArmSpec(**{**spec_of(0.2, 1).model_dump(), "seed": seed}, point=point, path=path, arm=arm)
     store.record_arm(ArmRecord(spec=spec, stages=(key,), created=at))
     return key
 
@@ -346,14 +347,15 @@ def test_restored_weights_go_too(make: Make) -> None:
 def test_confirmed_models_stay_and_count(make: Make, run: Callable[..., Result], place: Place) -> None:
     store = make()
     keys = passed(store, 0, 0.2, at=3)
-    before = Study(store.root).status().disk.weights
+    before = Study(store.root).status().disk
     models = [confirm(store, keys[2], seed, 0.8, at="2026-01-02") for seed in (1000, 1001)]
     files = beside(store)
     asked = Study(store.root)
     confirmed, disk = asked.confirmed(), asked.status().disk
-    assert disk.weights == before + 2000
-    assert disk.total == sum(size.bytes for name, size in store.sizes().items() if not name.endswith(".parquet"))
-    assert [one.disk for one in studies(place)] == [disk]
+    beside_weights = {name: size for folder in (CONFIRMED, "trackers") for name, size in store.sizes(folder).items()}
+    assert disk.weights == before.weights + 2000
+    assert disk.records > before.records + sum(size.bytes for size in beside_weights.values()) - 2000
+    assert [one.disk.weights for one in studies(place) if one.disk is not None] == [disk.weights]
     said = "4 frontier; 2 kB of confirmed models, which gc leaves alone"
     assert said in run("gc", "one", "--keep", "frontier", "--dry-run").stdout
     assert said in run("gc", "one", "--keep", "frontier").stdout

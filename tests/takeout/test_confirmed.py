@@ -24,10 +24,30 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
+from orchestrator.search import SearchSpace
+from orchestrator.search.binding import bind
 from orchestrator.search.chosen import paths_of, spread
+from orchestrator.search.prior import Prior, prior_of
+from orchestrator.search.rerun import space_after
 from orchestrator.store import CONFIRMED, StageStore, write_record
 from orchestrator.takeout import take_out
 
+SPACE = """
+[trial]
+model = "own_things:network"
+dataset = "digits"
+dense = { epochs = 1, learning_rate = 0.1 }
+sparse = { epochs = 1, learning_rate = 0.1 }
+recovery = { epochs = 1, learning_rate = 0.1 }
+
+[search]
+regularization_weight = { low = 0.01, high = 0.1, log = true }
+pruning_ratio = { low = 0.2, high = 0.4 }
+iterations = { low = 1, high = 2 }
+
+[budget]
+trials = 1
+"""
 TEST_ACCURACY = {3: 0.75, 7: 0.875}  # by seed: the second one is better
 ARMS: tuple[Arm, ...] = ("pruned", "dense", "scratch")
 
@@ -149,27 +169,37 @@ def test_a_damaged_record_is_named(study: Study, pruned_key: str, tmp_path: Path
         take_out(study, pruned_key, tmp_path / "out", confirmed=True)
 
 
-def test_the_card_of_a_point_that_was_confirmed_for_real(tmp_path: Path) -> None:
-    """A search and its confirmation, of two seeds and three arms, without Ray; then the command."""
-    study = searched(tmp_path / "small")
-    points = study.points()
-    spec = TrialSpec.model_validate(SPEC)
-    study.store.record_trial(TrialRecord(index=0, spec=spec, stages=tuple(study.stages()["key"]), created=now()))
-    chosen = [study.store.point(str(points.loc[points["iteration"] == 1, "key"].item()))]
-    assert spread(study, 1) == chosen
-    pairs = list(paths_of(study, chosen, seeds=2, length=1.0, data_root=None))
-    for (point, path_spec), path in zip(pairs, trial.paths([s for _, s in pairs], with_validation=False), strict=True):
+def confirm_for_real(study: Study, seeds: int) -> str:
+    """Three arms of one point, as `orchestrator confirm` has them trained, without Ray; its key."""
+    (point,) = spread(study, 1)
+    pairs = list(paths_of(study, [point], seeds=seeds, length=1.0, data_root=None))
+    for (_, spec), path in zip(pairs, trial.paths([s for _, s in pairs], with_validation=False), strict=True):
         for arm in ARMS:
-            arm_spec = ArmSpec(**path_spec.model_dump(), point=point.key, path=path, arm=arm)
+            arm_spec = ArmSpec(**spec.model_dump(), point=point.key, path=path, arm=arm)
             outcome = trial.run_arm(arm_spec, stores(study))
             assert outcome.failure is None
             stores(study).record_arm(ArmRecord(spec=arm_spec, stages=outcome.stages, created=now()))
+    return point.key
+
+
+def run(*typed: str) -> str:
+    done = CliRunner().invoke(cli.app, typed)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_card_states_what_the_study_says(tmp_path: Path) -> None:
+    """A search and its confirmation, of two seeds and three arms; then the command."""
+    study = searched(tmp_path / "small")
+    spec = TrialSpec.model_validate(SPEC)
+    study.store.record_trial(TrialRecord(index=0, spec=spec, stages=tuple(study.stages()["key"]), created=now()))
+    key = confirm_for_real(study, 2)
     confirmed = study.confirmed().set_index("arm")
     assert confirmed["seeds"].to_dict() == dict.fromkeys(ARMS, 2)
     row = confirmed.loc["pruned"]
-    typed = f"--key {chosen[0].key[:12]} --confirmed --formats safetensors --output {tmp_path / 'out'}"
-    done = CliRunner().invoke(cli.app, ["export", str(study.path), *typed.split()])
-    assert done.exit_code == 0, done.output
+    output = str(tmp_path / "out")
+    typed = ("--key", key[:12], "--confirmed", "--formats", "safetensors", "--output", output)
+    printed = run("export", str(study.path), *typed)
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     said = figures["confirmation"]
     columns = ("seeds", "test_accuracy_mean", "test_accuracy_deviation", "optimism", "with_validation")
@@ -179,6 +209,41 @@ def test_the_card_of_a_point_that_was_confirmed_for_real(tmp_path: Path) -> None
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| test_accuracy over 2 seeds | {mean} |  |" in card
     assert f"The search was optimistic by {row['optimism']:+.4f}" in card
-    assert f"over its seeds  {mean} (2)" in done.stdout
+    assert f"over its seeds  {mean} (2)" in printed
     (file,) = figures["files"]
     assert file["test_accuracy"] == figures["test_accuracy"]  # measured again, it is what was recorded
+
+
+def test_a_rerun_is_confirmed_merged_and_exported(tmp_path: Path) -> None:
+    """A small network of the user's own; the rerun has other data by name alone, so that the two compare."""
+    (tmp_path / "old.toml").write_text(SPACE)
+    storage = ("--storage", str(tmp_path))
+
+    def made(space: SearchSpace, prior: Prior | None = None) -> Study:
+        store = StageStore(tmp_path / space.name)
+        store.prepare()
+        bind(store, space, prior)
+        spec = space.spec({"regularization_weight": 0.01, "pruning_ratio": 0.4, "iterations": 1})
+        outcome = trial.run(spec, store)
+        assert outcome.failure is None
+        store.record_trial(TrialRecord(index=0, spec=spec, stages=outcome.stages, created=now()))
+        return Study(store.root)
+
+    old = made(SearchSpace.read(tmp_path / "old.toml"))
+    space = space_after(old, "new", model=None, dataset="own_things:data")
+    new = made(space, prior_of(old, space))
+    new.store.write_json("trackers/wandb-mine.json", {})
+    key = confirm_for_real(new, 1)
+    confirmed = new.confirmed()
+    run("gc", "new", "--keep", "frontier", *storage)
+    run("merge", "old", "new", "--into", "both", *storage)
+    run("rm", "new", "--yes", *storage)
+    both = Study(tmp_path / "both")
+    assert both.confirmed().equals(confirmed)
+    code = ("--allow-code", "own_things:network", "--allow-code", "own_things:data")
+    output = str(tmp_path / "out")
+    typed = ("--key", key, "--confirmed", "--formats", "safetensors", "--output", output, *code)
+    assert f"over its seeds  {confirmed['test_accuracy_mean'][0]:.4f} (1)" in run("export", "both", *typed, *storage)
+    assert "confirmed    1 points, 3 models measured on the test split" in run("status", "both", *storage)
+    refused = CliRunner().invoke(cli.app, ["rerun", "both", "--model", "cifarnet", *storage])
+    assert refused.stderr == f"error: {both.path}: was merged of several studies; rerun one of these\n"
