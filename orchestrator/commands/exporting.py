@@ -51,9 +51,12 @@ def export(
         raise InvalidInput("give either --key or limits, not both")
     asked = open_study(study, storage)
     chosen = key or asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy).key
-    if not confirmed and (point := asked.point(chosen).key) in asked.store.collected.bytes():
-        bring_back(asked, point)
     from orchestrator.takeout import take_out
+    from orchestrator.takeout.choosing import check_allowed, code_of
+
+    if not confirmed and (point := asked.point(chosen)).key in asked.store.collected.bytes():
+        check_allowed(asked, code_of(point.model, point.dataset), allow_code or ())
+        bring_back(asked, point.key, data_root)
 
     figures = take_out(
         asked,

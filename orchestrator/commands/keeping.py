@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,14 +116,19 @@ def merge(
     print_facts(facts)
 
 
-def bring_back(study: "Study", key: str) -> None:
-    """Makes sure of the weights of a point: where they were collected, computes them again, which may take long."""
+def bring_back(study: "Study", key: str, data_root: Path | None = None) -> None:
+    """Makes sure of the weights of a point: where they were collected, computes them again, which may take long.
+
+    data_root: where the data sets lie; else where the trial had them.
+    """
     if study.store.weights(key) is not None:
         return
     from orchestrator.collector.keeping import spec_with
     from orchestrator.trial import restore
 
     spec = spec_with(study, key)
+    if data_root is not None:
+        spec = spec.model_copy(update={"data_root": str(data_root)})
     typer.echo(f"the weights of {key[:12]} were collected; computing them again", err=True)
     restore(spec, study.store, key)
 

@@ -1,7 +1,7 @@
 """Which model is taken out, where it lies, and whether all that it needs is there and allowed."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,10 +57,7 @@ class Chosen:
     @property
     def code(self) -> tuple[str, ...]:
         """The user's functions that building the network and loading the data would run."""
-        model = self.card.architecture.reference
-        own = model not in NETWORKS and not model.startswith(("torchvision:", "timm:"))
-        found = [model] if own and user_function.is_reference(model) else []
-        return (*found, *([self.point.dataset] if is_code(self.point.dataset) else []))
+        return code_of(self.card.architecture.reference, self.point.dataset)
 
 
 def choose(study: Study, key: str, *, confirmed: bool) -> Chosen:
@@ -85,12 +82,19 @@ def _path(store: StageStore, key: str) -> tuple[Stage, ...]:
     return tuple(reversed(path))
 
 
-def check_allowed(chosen: Chosen, allow_code: Collection[str]) -> None:
+def code_of(model: str, dataset: str) -> tuple[str, ...]:
+    """Those of the two that are the user's functions."""
+    own = model not in NETWORKS and not model.startswith(("torchvision:", "timm:"))
+    found = [model] if own and user_function.is_reference(model) else []
+    return (*found, *([dataset] if is_code(dataset) else []))
+
+
+def check_allowed(study: Study, code: Iterable[str], allow_code: Collection[str]) -> None:
     """Raise CodeNotAllowed, naming the option, for code of the user's that is not allowed to be run."""
-    for reference in chosen.code:
+    for reference in code:
         if reference not in allow_code:
             raise CodeNotAllowed(
-                f"{chosen.study.path}: this point needs {reference}, code that an export would run; "
+                f"{study.path}: this point needs {reference}, code that an export would run; "
                 f"if you trust it, allow it: --allow-code {reference}"
             )
 

@@ -77,6 +77,18 @@ def test_weights_that_were_collected_are_computed_again(home: Path, tmp_path: Pa
     assert weights == [own.read_bytes()] * 2
 
 
+def test_collected_weights_are_computed_by_allowed_code_alone(home: Path, tmp_path: Path) -> None:
+    store = StageStore(shutil.copytree(home / "small", tmp_path / "small"))
+    point = Study(store.root).best(max_flops="500k")
+    stage = store.root / "stages" / point.key
+    (stage / "point.json").write_text(point.model_copy(update={"model": "evil:network"}).model_dump_json())
+    store.collect({point.key: 0})
+    typed = ["export", str(store.root), "--key", point.key, "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, typed)
+    assert (done.exit_code, "allow it: --allow-code evil:network" in done.stderr) == (2, True)
+    assert "computing them again" not in done.stderr
+
+
 def test_best_ends_with_the_command_that_takes_the_model_out(home: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, ["best", str(home / "small"), "--min-accuracy", "0.05"])
     command = shlex.split(result.stdout.splitlines()[-1].partition(": orchestrator ")[2])
