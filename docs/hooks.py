@@ -103,7 +103,7 @@ def _section(title: str, record: type[Record]) -> str:
         counted = any(isinstance(one, BeforeValidator) for one in _metadata(field.annotation, field.metadata))
         default = "required" if field.is_required() else _value(field.default)
         rows.append((f"`{name}`", _kind(facts, counted=counted), default, _cell(meanings.get(name, ""))))
-    head = f"## `{title}`" if " " not in title else f"## {re.sub(r'(\[[\w.]+\])', r'`\1`', title)}"
+    head = "## " + re.sub(r"(\[[\w.]+\])", r"`\1`", title)
     about = (inspect.getdoc(record) or "").strip()
     return "\n".join([head, "", about, "", *_table(("field", "value", "default", "meaning"), rows)])
 
@@ -160,7 +160,7 @@ def _value(value: Any, *, bare: bool = False) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

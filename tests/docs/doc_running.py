@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ OWN_PROCESS = ("search", "confirm", "rerun", "watch")  # those that start Ray or
 SHELL = re.compile(r"[|<>&;$`]")
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 VARYING = re.compile(rf"\b[0-9a-f]{{12,64}}\b|\b\d+:\d\d:\d\d\b|(?<![\w.]){NUMBER}(?: ?[kMGT])?(?!\w)")
-SECONDS = 300  # of one command
+SECONDS = 600  # of one command
 TUTORIAL = "orchestrator search search_spaces/tutorial.toml"
 
 
@@ -86,7 +87,7 @@ def in_shell(line: str, home: Path) -> tuple[int, str]:
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
-    done = subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-c", line],
         cwd=home,
         env=environment,
@@ -94,10 +95,14 @@ def in_shell(line: str, home: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=SECONDS,
-        check=False,
+        start_new_session=True,
     )
-    return done.returncode, done.stdout
+    try:
+        printed, _ = process.communicate(timeout=SECONDS)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what outlives its command is ended with it
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, printed
 
 
 @contextlib.contextmanager
