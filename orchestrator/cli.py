@@ -6,8 +6,10 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from orchestrator.commands.asking import best, front, plot, status
+from orchestrator.commands.asking import best, front, status
+from orchestrator.commands.exporting import export
 from orchestrator.commands.inspecting import inspect
+from orchestrator.commands.reporting import plot, report, watch
 from orchestrator.commands.searching import search
 from orchestrator.record import InvalidInput
 
@@ -16,7 +18,10 @@ COMMANDS = (  # in the order that --help has
     status,
     front,
     best,
+    export,
     plot,
+    report,
+    watch,
     inspect,
 )
 

@@ -19,6 +19,7 @@ from orchestrator.record import Cost, FrozenGroup, Point, Stage, StageKind, stag
 from orchestrator.store import StageStore, write_record
 
 BUCKET = "studies"
+TESTS = Path(__file__).parent
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -27,7 +28,15 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 
 
+ONE_BY_ONE = ("search", "deploy", "test_benchmarks.py")  # they start Rays, whose workers would starve each other
 WRONG = "cut and masked network differ by 1.0e-01"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests in several processes, one process gets all that start a Ray."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in ONE_BY_ONE:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, parameters: dict[str, Any]) -> Stage:

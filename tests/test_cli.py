@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +211,37 @@ def test_plot(run: Run, tmp_path: Path) -> None:
     assert picture.read_text().startswith("<?xml")
 
 
+def test_plot_shows_what_is_asked_for(run: Run, tmp_path: Path) -> None:
+    picture = tmp_path / "paths.png"
+    lines(run("plot", "small", "--output", str(picture), "--show", "trajectories", "--over", "params"))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+# --- report and watch ---
+
+
+def test_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = lines(run("report", "small"))
+    assert re.fullmatch(r"wrote small\.html \(\d+ kB\); open it in a browser", line)
+    assert (tmp_path / "small.html").read_text().startswith("<!doctype html>")
+    assert lines(run("report", "small", "--output", str(tmp_path / "it.html")))[0].startswith(f"wrote {tmp_path}")
+
+
+def test_watch_ends_with_one_ctrl_c(study: StageStore) -> None:
+    command = [sys.executable, "-m", "orchestrator", "watch", str(study.root), "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+    assert address, line
+    with urllib.request.urlopen(address[0]) as answer:
+        assert b"<!doctype html>" in answer.read()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
 # --- search ---
 
 
@@ -316,6 +350,12 @@ def test_inspect_a_real_network(run: Run) -> None:
         ("best small --max-flops 1k", r"small: no point has at most 1 k flops; the smallest has 2\.054 M flops"),
         ("best small --min-accuracy 0.99", r"small: no point reaches accuracy 0\.99; the best has 12\.35 M flops"),
         ("plot small --output front.gif", r"^front\.gif: ends in '\.gif'; a picture ends in \.svg or \.png$"),
+        (
+            "plot small --over latency_ms --output front.svg",
+            "no point has latency_ms; trial.latency_batch in the search",
+        ),
+        ("report small --output page.pdf", r"^page\.pdf: ends in '\.pdf'; a page ends in \.html or \.htm$"),
+        ("watch nope", "^nope: no study in "),
         ("front young", "young: no point so far; the dense model's comes first"),
         ("plot young --output front.svg", "young: no point so far"),
         ("front damaged", r"damaged/study\.json: damaged \(no JSON"),

@@ -95,7 +95,7 @@ def test_the_layers_are_those_of_the_design() -> None:
     layers = contract_named("Imports flow down only")
     assert layers["exhaustive"] is True
     assert layers["containers"] == ["orchestrator"]
-    upper = "__main__ > cli > commands > tables > search > trial | collector"
+    upper = "__main__ > cli > commands > tables > search | takeout > trial | collector"
     assert " > ".join(layers["layers"]) == f"{upper} > methods | training > network > store > claim > files > record"
 
 

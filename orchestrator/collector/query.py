@@ -142,6 +142,10 @@ class Study:
         """All points, the oldest first: one row each, with the columns of SCHEMA."""
         return _frame(_oldest_first(_points(self._table())))
 
+    def stages(self) -> pd.DataFrame:
+        """All published stages, the oldest first: as points(), and what only a point has is missing in the others."""
+        return _oldest_first(self._table()).to_pandas()
+
     def front(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> pd.DataFrame:
         """The frontier within the limits, in ascending order of flops; the columns are those of points().
 
@@ -166,6 +170,10 @@ class Study:
         if fitting.empty:
             raise InvalidInput(f"{self.path}: {_closest(front, flops, accuracy)}")
         return self.store.point(str(fitting["key"].iloc[0 if flops is None else -1]))
+
+    def point(self, key: str) -> Point:
+        """The point with this key, which may be cut short while it is unmistakable. Raises InvalidInput."""
+        return self.store.point(self._full_key(key))
 
     def failures(self) -> pd.DataFrame:
         """The trials that ended early and whose stage no later trial has finished, the oldest first."""

@@ -1,5 +1,6 @@
-"""What a study has found: `orchestrator status | front | best | plot`."""
+"""What a study has found: `orchestrator status | front | best`."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from orchestrator.tables import (
     ACCURACY_MEANS,
     CELLS,
     FLOPS_MEANS,
+    SHORT,
     facts_of,
     first_line,
     flops_text,
@@ -118,15 +120,6 @@ def best(
     print_facts(facts_of(point))
     for file in files:
         typer.echo(f"wrote {file}")
-
-
-def plot(
-    study: StudyName,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The picture: FILE.svg or FILE.png.")],
-    storage: Storage = RESULTS,
-) -> None:
-    """Draws the frontier."""
-    from orchestrator.collector.picture import draw_front
-
-    draw_front(open_study(study, storage), output)
-    typer.echo(f"wrote {output}")
+    if output is None:
+        command = ["orchestrator", "export", str(asked.path), "--key", point.key[:SHORT], "--output", "DIR"]
+        typer.echo(f"take it out, as ONNX and torch.export too: {shlex.join(command)}")

@@ -34,6 +34,7 @@ from orchestrator.network.model_card import (
     Architecture,
     Description,
     ModelCard,
+    Preprocessing,
     Provenance,
     UnfitArtifact,
     WeightsFile,
@@ -58,8 +59,10 @@ __all__ = [
     "CodeNotAllowed",
     "Facts",
     "ModelCard",
+    "Preprocessing",
     "UnfitArtifact",
     "UnfitModel",
+    "aside",
     "describe",
     "load",
     "read",
@@ -90,6 +93,7 @@ class Facts(TypedDict, total=False):
     accuracy_after_cut: float | None
     test_accuracy: float | None
     dataset: str | None
+    preprocessing: Preprocessing | None
     study: str | None
     stage: str | None
     commit: str | None
@@ -115,7 +119,7 @@ def save(
     folder = Path(folder)
     coupling, again = _rebuilt(architecture, plans)
     _check_same_tensors(model, again, architecture)
-    with _aside(folder) as staging:
+    with aside(folder) as staging:
         weights = staging / WEIGHTS_FILE
         save_weights(model, weights)
         card = describe(weights, coupling, architecture=architecture, plans=plans, **facts)
@@ -154,6 +158,7 @@ def describe(
             accuracy_after_cut=facts.get("accuracy_after_cut"),
             test_accuracy=facts.get("test_accuracy"),
             dataset=facts.get("dataset"),
+            preprocessing=facts.get("preprocessing"),
             provenance=_provenance(facts),
             weights=WeightsFile(file=weights.name, bytes=weights.stat().st_size, sha256=fingerprint(weights)),
         )
@@ -183,12 +188,14 @@ def _widths(dense: Coupling, small: Coupling, plans: Sequence[Plan]) -> dict[str
 
 
 @contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside the wanted one, which takes its name when all went well and is gone when not."""
+def aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside the wanted one, which takes its name when all went well and is gone when not.
+
+    Raises InvalidInput if there is something under that name, or it cannot be written.
+    """
     staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
     try:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise InvalidInput(f"{folder}: is not empty; give a folder that is new")
+        check_free(folder)
         staging.mkdir(parents=True)
         yield staging
         for path in (*staging.iterdir(), staging):
@@ -200,6 +207,12 @@ def _aside(folder: Path) -> Iterator[Path]:
         raise InvalidInput(f"{folder}: cannot be written ({reason.lower()})") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raise InvalidInput if a folder holds anything, or is no folder."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InvalidInput(f"{folder}: is not empty; give a folder that is new")
 
 
 def _check_same_tensors(model: nn.Module, again: nn.Module, architecture: Architecture) -> None:

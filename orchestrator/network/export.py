@@ -11,11 +11,12 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ LOUD = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")  # lo
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Answer = Callable[[Tensor], list[Tensor]]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class ExportFailed(InvalidInput):
@@ -55,7 +57,7 @@ class Form:
 
     suffix: str
     needs: tuple[str, ...]
-    write: Callable[[Any, Path], None]
+    write: Callable[[Any, Path, Mapping[str, str]], None]  # with what the file shall say of itself
     read: Callable[[Path], Answer]
 
 
@@ -66,14 +68,16 @@ def to_onnx(
     *,
     batches: Sequence[int] = BATCHES,
     tolerance: float = TOLERANCE,
+    metadata: Mapping[str, str] = NOTHING,
 ) -> Exported:
     """Write a network as ONNX, its input named "pictures" [batch, C, H, W]; compared under ONNX Runtime on the CPU.
 
-    Weights of 2 GB and more, which the format cannot hold, go into a second file, "<path>.data". A file that is there
-    is replaced only by one that passed. The model is not touched.
+    metadata: what the file says of itself, `session.get_modelmeta().custom_metadata_map` under ONNX Runtime. Weights
+    of 2 GB and more, which the format cannot hold, go into a second file, "<path>.data". A file that is there is
+    replaced only by one that passed. The model is not touched.
     Raises ExportFailed, or InvalidInput where the packages of the extra `export` are missing.
     """
-    return _export(ONNX, model, input_shape, Path(path), batches=batches, tolerance=tolerance)
+    return _export(ONNX, model, input_shape, Path(path), batches=batches, tolerance=tolerance, metadata=metadata)
 
 
 def to_torch_export(
@@ -83,39 +87,56 @@ def to_torch_export(
     *,
     batches: Sequence[int] = BATCHES,
     tolerance: float = TOLERANCE,
+    metadata: Mapping[str, str] = NOTHING,
 ) -> Exported:
     """Write a network as a .pt2 file, which `torch.export.load(path).module()` runs.
 
-    A file that is there is replaced only by one that passed. The model is not touched. Raises ExportFailed.
+    metadata: what the file says of itself, the `extra_files` of torch.export.load. A file that is there is replaced
+    only by one that passed. The model is not touched. Raises ExportFailed.
     """
-    return _export(TORCH_EXPORT, model, input_shape, Path(path), batches=batches, tolerance=tolerance)
+    return _export(
+        TORCH_EXPORT, model, input_shape, Path(path), batches=batches, tolerance=tolerance, metadata=metadata
+    )
+
+
+def read_back(path: Path) -> Answer:
+    """How an exported file answers, by its own runtime: float32 pictures [N, C, H, W] -> its outputs."""
+    return {form.suffix: form for form in (ONNX, TORCH_EXPORT)}[path.suffix].read(path)
 
 
 def _export(
-    form: Form, model: nn.Module, input_shape: InputShape, path: Path, *, batches: Sequence[int], tolerance: float
+    form: Form,
+    model: nn.Module,
+    input_shape: InputShape,
+    path: Path,
+    *,
+    batches: Sequence[int],
+    tolerance: float,
+    metadata: Mapping[str, str],
 ) -> Exported:
     if path.suffix != form.suffix:
         raise InvalidInput(f"{path}: the name must end in {form.suffix}")
-    _check_installed(form)
+    check_installed(form)
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
     with _staging(path) as staging, torch.no_grad():
         aside = staging / path.name
         try:
             with _quiet():
-                form.write(_followed(network, input_shape), aside)
-                difference = _difference(network, form.read(aside), input_shape, batches)
+                form.write(_followed(network, input_shape), aside, metadata)
+                worst = difference(network, form.read(aside), input_shape, batches)
         except REFUSALS as error:
             raise ExportFailed(f"{path}: the network cannot be exported: {_line(error)}") from error
-        if not difference <= tolerance:
-            raise ExportFailed(f"{path}: differs from the network by {difference:.1e}; {tolerance:g} is allowed")
+        if not worst <= tolerance:
+            raise ExportFailed(f"{path}: differs from the network by {worst:.1e}; {tolerance:g} is allowed")
         written = sorted(staging.iterdir())
         size = sum(file.stat().st_size for file in written)
         for file in written:
             file.replace(path.parent / file.name)
-    return Exported(path=path, bytes=size, difference=difference)
+    return Exported(path=path, bytes=size, difference=worst)
 
 
-def _check_installed(form: Form) -> None:
+def check_installed(form: Form) -> None:
+    """Raise InvalidInput, naming the extra, where packages that a kind of file needs are missing."""
     for name in form.needs:
         try:
             importlib.import_module(name)
@@ -158,7 +179,7 @@ def _followed(network: nn.Module, input_shape: InputShape) -> Any:
     return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
 
 
-def _difference(network: nn.Module, answer: Answer, input_shape: InputShape, batches: Sequence[int]) -> float:
+def difference(network: nn.Module, answer: Answer, input_shape: InputShape, batches: Sequence[int] = BATCHES) -> float:
     """The worst difference of any output, relative to the largest number in it. Infinite if that cannot be said."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
@@ -180,17 +201,18 @@ def _line(error: Exception) -> str:
 # -- the forms --------------------------------------------------------------------------------------------------------
 
 
-def _write_onnx(program: Any, path: Path) -> None:
-    torch.onnx.export(
+def _write_onnx(program: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    made = torch.onnx.export(
         program,
         (),
-        path,
         dynamo=True,
         verbose=False,
-        external_data=sum(tensor.nbytes for tensor in program.state_dict.values()) >= PROTOBUF_BYTES,
         input_names=["pictures"],
         dynamic_shapes=({0: "batch"},),
     )
+    assert made is not None
+    made.model.metadata_props.update(metadata)
+    made.save(path, external_data=sum(tensor.nbytes for tensor in program.state_dict.values()) >= PROTOBUF_BYTES)
 
 
 def _read_onnx(path: Path) -> Answer:
@@ -221,8 +243,8 @@ def _onnxruntime_errors() -> Iterator[None]:
         raise RuntimeError(str(error)) from error
 
 
-def _write_torch_export(program: Any, path: Path) -> None:
-    torch.export.save(program, path)
+def _write_torch_export(program: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    torch.export.save(program, path, extra_files=dict(metadata))
 
 
 def _read_torch_export(path: Path) -> Answer:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 
 from orchestrator.network.plan import Plan
@@ -64,6 +64,23 @@ class Width(Record):
     dense: Annotated[int, Field(ge=1)]
 
 
+class Preprocessing(Record):
+    """From a picture to what the network takes: float32 [N, C, H, W], (pixels - 255 * mean) / (255 * std).
+
+    pixels: uint8, 0 to 255; mean and std are one number a channel, of values in [0, 1], as the training had them.
+    """
+
+    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+    std: tuple[Annotated[FiniteFloat, Field(gt=0.0)], ...]
+    prepared: str | None = None  # how a picture of any kind becomes these pixels, where the data set says so
+
+    @model_validator(mode="after")
+    def _a_number_for_each_channel(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers, std has {len(self.std)}; both need one a channel")
+        return self
+
+
 class Provenance(Record):
     """Who made a model, where that is known."""
 
@@ -105,6 +122,7 @@ class Description(Record):
     accuracy_after_cut: Share | None = None
     test_accuracy: Share | None = None
     dataset: str | None = None
+    preprocessing: Preprocessing | None = None  # None in folders of before it was known, whose digests are without it
     provenance: Provenance
     weights: WeightsFile
 
@@ -122,7 +140,14 @@ class Description(Record):
 
     def digest_of_fields(self) -> str:
         """SHA-256 of the canonical JSON of everything but the digest."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"digest"})).encode()).hexdigest()
+        fields = self.fields()
+        fields.pop("digest", None)
+        return hashlib.sha256(canonical_json(fields).encode()).hexdigest()
+
+    def fields(self) -> dict[str, Any]:
+        """What is written into model.json."""
+        unknown = {"preprocessing"} if self.preprocessing is None else None
+        return self.model_dump(mode="json", exclude=unknown)
 
 
 class ModelCard(Description):
@@ -130,11 +155,19 @@ class ModelCard(Description):
 
     digest: Sha256
 
+    def knowing(self, **facts: Any) -> "ModelCard":
+        """The same model with more known of it, such as test_accuracy; the digest is made anew."""
+        described = Description.model_validate({**self.model_dump(exclude={"digest"}), **facts})
+        return ModelCard(**described.model_dump(), digest=described.digest_of_fields())
+
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         expected = self.digest_of_fields()
         if self.digest != expected:
             raise ValueError(f"digest is {self.digest}; the other fields give {expected}: something was changed")
+        channels = self.architecture.input_shape[0]
+        if self.preprocessing is not None and len(self.preprocessing.mean) != channels:
+            raise ValueError(f"preprocessing.mean: has {len(self.preprocessing.mean)} numbers for {channels} channels")
         for name, width in self.widths.items():
             self._follow(name, width)
         named = {name for kept in self.plans for name in kept}
@@ -157,7 +190,7 @@ class ModelCard(Description):
 
 def write_description(folder: Path, card: ModelCard) -> None:
     """Write model.json into a folder that holds the weights: aside, onto the disk, renamed. One line a field."""
-    fields = card.model_dump(mode="json")
+    fields = card.fields()
     lines = (f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
     aside = folder / f"{MODEL_FILE}.{uuid.uuid4().hex}.part"
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from orchestrator.network.model_card import Preprocessing
 from orchestrator.record import InvalidInput
 from orchestrator.training.augmentation import WHOLE, Augmentation, augment
 from orchestrator.training.splits import Augmentable, DataSet, MapStyle, Pictures, Split
@@ -63,6 +64,11 @@ class Batches:
 
     def _normalised(self, pictures: Tensor) -> Tensor:
         return pictures.sub(self._mean).mul_(self._scale)
+
+
+def preprocessing_of(data: DataSet) -> Preprocessing:
+    """What `Batches` does to pictures, for those who feed the network without it."""
+    return Preprocessing(mean=data.mean, std=data.std, prepared=data.prepared)
 
 
 class _Memory:

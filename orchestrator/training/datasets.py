@@ -36,7 +36,8 @@ def digits(root: Path, seed: int) -> DataSet:
     images = torch.from_numpy(pixels).mul_(255 / 16).round_().to(torch.uint8).view(-1, 1, 8, 8)
     whole = Split(images, torch.from_numpy(labels).to(torch.int64))
     train, validation, test = (whole.part(part) for part in stratified(labels, (0.6, 0.2, 0.2), seed))
-    return in_memory("digits", 10, train=train, validation=validation, test=test)
+    prepared = "scikit-learn's greys, 0 to 16, times 255 / 16, rounded"
+    return in_memory("digits", 10, train=train, validation=validation, test=test, prepared=prepared)
 
 
 def mnist(root: Path, seed: int) -> DataSet:
@@ -109,6 +110,11 @@ def load(name: str, *, root: str | os.PathLike[str] = "data", seed: int = 0) -> 
             f"data set {name} must return a {DataSet.__module__}.DataSet; it returned {type(data).__name__}"
         )
     return data
+
+
+def is_code(name: str) -> bool:
+    """Whether `load` would run a user's function for this name."""
+    return name not in LOADERS and not name.startswith("imagefolder:") and user_function.is_reference(name)
 
 
 def _from_idx(name: str, root: Path, folder: str, seed: int) -> DataSet:

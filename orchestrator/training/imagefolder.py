@@ -37,7 +37,7 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture, label = self._read(index)
-        middle = T.center_crop(T.resize(picture, round(self.side / 0.875)), [self.side, self.side])
+        middle = T.center_crop(T.resize(picture, scaled(self.side)), [self.side, self.side])
         return T.pil_to_tensor(middle), label
 
     def augmented(self, index: int, augmentation: Augmentation, seed: int) -> tuple[Tensor, int]:
@@ -59,6 +59,11 @@ class Files:
                 return picture.convert("RGB"), label
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise InvalidInput(f"{path}: not a readable picture: {error}") from error
+
+
+def scaled(side: int) -> int:
+    """What the shorter side of a picture is scaled to, before the middle is cut out."""
+    return round(side / 0.875)
 
 
 def load(name: str, *, seed: int) -> DataSet:
@@ -92,6 +97,7 @@ def load(name: str, *, seed: int) -> DataSet:
         validation=Files(validation, side),
         test=Files(test, side),
         fingerprint=_fingerprint(root, side, (train, validation, test)),
+        prepared=f"RGB; the shorter side scaled to {scaled(side)} (PIL, bilinear), the middle {side} x {side} cut out",
     )
 
 

@@ -67,7 +67,8 @@ class DataSet:
     """Pictures of `classes` classes in three disjoint parts.
 
     mean and std are the train pictures', per channel, of values in [0, 1]; the fingerprint tells any two contents or
-    splits apart and is part of the key of every stage trained on them.
+    splits apart and is part of the key of every stage trained on them. `prepared` tells whoever feeds a network
+    later how a picture becomes what the splits hold, where that is more than to read it.
     """
 
     name: str
@@ -79,6 +80,7 @@ class DataSet:
     validation: Pictures
     test: Pictures
     fingerprint: str
+    prepared: str | None = None
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -113,7 +115,9 @@ class DataSet:
         return pictures
 
 
-def in_memory(name: str, classes: int, *, train: Split, validation: Split, test: Split) -> DataSet:
+def in_memory(
+    name: str, classes: int, *, train: Split, validation: Split, test: Split, prepared: str | None = None
+) -> DataSet:
     """A data set of pictures in memory; mean, deviation and fingerprint are computed from them."""
     if len(train) == 0:
         raise InvalidInput(f"data set {name}: train has no pictures")
@@ -134,6 +138,7 @@ def in_memory(name: str, classes: int, *, train: Split, validation: Split, test:
         validation=validation,
         test=test,
         fingerprint=digest.hexdigest(),
+        prepared=prepared,
     )
 
 

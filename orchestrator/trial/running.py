@@ -27,6 +27,7 @@ from orchestrator.record import (
     whereabouts,
 )
 from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore, write_record
+from orchestrator.training.batches import preprocessing_of
 from orchestrator.training.loop import Diverged
 from orchestrator.trial.networks import Network, Networks, devices_of
 from orchestrator.trial.path import Setting, Step, steps
@@ -206,6 +207,7 @@ class _Trial:
             architecture=architecture,
             plans=[network.plan],
             dataset=spec.dataset,
+            preprocessing=preprocessing_of(data),
             study=self.store.root.resolve().name,
             stage=step.key,
             commit=commit(),

@@ -24,6 +24,7 @@ from orchestrator.network.architectures import build
 from orchestrator.network.artifact import (
     Architecture,
     CodeNotAllowed,
+    Preprocessing,
     UnfitArtifact,
     UnfitModel,
     describe,
@@ -367,6 +368,37 @@ def test_truncated_weights_are_told(folder: Path) -> None:
     assert complaint(folder) == (
         f"MODEL/weights.safetensors: has {size - 1:,} bytes; weights.bytes of model.json is {size:,}"
     )
+
+
+def test_a_folder_says_how_pictures_are_prepared(tmp_path: Path) -> None:
+    model, plans = pruned()
+    known = Preprocessing(mean=(0.25,), std=(0.5,), prepared="greys, inverted")
+    save(tmp_path / "model", model, architecture=CIFARNET, plans=plans, preprocessing=known)
+    assert read(tmp_path / "model").preprocessing == known
+
+
+def test_a_folder_of_before_that_was_known_is_read(folder: Path) -> None:
+    assert "preprocessing" not in fields_of(folder)
+    assert read(folder).preprocessing is None
+    more = read(folder).knowing(test_accuracy=0.5)
+    assert (more.test_accuracy, more.preprocessing) == (0.5, None)
+    write_description(folder, more)
+    assert read(folder) == more
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ([0.5], [0.5, 0.5], "preprocessing: mean has 1 numbers, std has 2; both need one a channel"),
+        ([0.5] * 3, [0.5] * 3, "preprocessing.mean: has 3 numbers for 1 channels"),
+        ([0.5], [0.0], "preprocessing.std.0: Input should be greater than 0"),
+    ],
+)
+def test_a_preprocessing_that_does_not_fit_is_refused(
+    folder: Path, mean: list[float], std: list[float], said: str
+) -> None:
+    forge(folder, lambda fields: fields.update(preprocessing={"mean": mean, "std": std, "prepared": None}))
+    assert said in complaint(folder)
 
 
 # -- hostility: all digests fit ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -161,7 +161,7 @@ def test_weights_too_large_for_one_file_get_their_own(tmp_path: Path, monkeypatc
 
 @needs_onnx
 def test_errors_of_the_runtime_are_errors_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(program: object, path: Path) -> None:
+    def write(program: object, path: Path, metadata: Mapping[str, str]) -> None:
         path.write_bytes(b"no model")
 
     monkeypatch.setattr(export, "ONNX", replace(export.ONNX, write=write))
@@ -194,7 +194,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_silence_ends_with_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(program: object, path: Path) -> None:
+    def write(program: object, path: Path, metadata: Mapping[str, str]) -> None:
         builtins.print("step 1 of 9")
         warnings.warn("old", stacklevel=1)
         logging.getLogger("torch.onnx").warning("slow")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orchestrator.record import InvalidInput
 from orchestrator.training.augmentation import Augmentation
-from orchestrator.training.batches import Batches, loader_workers
+from orchestrator.training.batches import Batches, loader_workers, preprocessing_of
 from orchestrator.training.splits import DataSet, Pictures, Split, in_memory
 
 CPU = torch.device("cpu")
@@ -47,6 +47,9 @@ def test_pictures_are_normalised_in_order(data: DataSet) -> None:
     torch.testing.assert_close(pictures.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(pictures.std((0, 2, 3), correction=0), torch.ones(2))
     assert torch.equal(torch.cat([labels for _, labels in batches]), in_memory_split(data.test).labels)
+    told = preprocessing_of(data)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (told.mean, told.std))
+    torch.testing.assert_close((in_memory_split(data.test).images - 255 * mean) / (255 * std), pictures)
 
 
 def test_an_epoch_has_full_batches_of_different_pictures(data: DataSet) -> None:

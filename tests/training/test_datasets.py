@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from orchestrator.record import InvalidInput
 from orchestrator.training import datasets
-from orchestrator.training.datasets import DataSet, UnknownDataSet, load, names
+from orchestrator.training.datasets import DataSet, UnknownDataSet, is_code, load, names
 from orchestrator.training.files import DamagedData
 from orchestrator.training.splits import SPLITS, Split, SplitName
 
@@ -254,6 +254,14 @@ def test_a_users_function_gives_a_data_set(tmp_path: Path, monkeypatch: pytest.M
         InvalidInput, match=r"data set my_pictures:nothing must return a .*DataSet; it returned NoneType"
     ):
         load("my_pictures:nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [("digits", False), ("imagefolder:birds", False), ("my_data:load", True), ("my.data:load", True)],
+)
+def test_which_names_are_code(name: str, runs: bool) -> None:
+    assert is_code(name) is runs
 
 
 def test_the_command_line_downloads(

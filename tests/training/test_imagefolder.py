@@ -58,6 +58,12 @@ def test_validation_is_carved_out_of_train(folder: Path, data: DataSet) -> None:
     assert load(f"imagefolder:{folder}").input_shape == (3, 224, 224)
 
 
+def test_it_says_how_files_become_pictures(data: DataSet) -> None:
+    side = data.input_shape[1]
+    said = f"RGB; the shorter side scaled to {round(side / 0.875)} (PIL, bilinear), the middle {side} x {side} cut out"
+    assert data.prepared == said
+
+
 def test_a_validation_folder_is_used_where_there_is_one(folder: Path) -> None:
     write_pictures(folder / "validation", 3)
     data = load(f"imagefolder:{folder}@{SIDE}")

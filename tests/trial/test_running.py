@@ -29,6 +29,7 @@ from orchestrator.network.artifact import read
 from orchestrator.network.latency import Latency
 from orchestrator.record import Failure, InvalidInput, Outcome, Point, TrialSpec, seed_of
 from orchestrator.store import StageStore
+from orchestrator.training.batches import preprocessing_of
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate
 from orchestrator.trial import networks, verified
@@ -542,6 +543,7 @@ def test_a_points_folder_is_a_model(finished: Finished) -> None:
         assert (card.accuracy_after_cut, card.dataset) == (point.accuracy_after_cut, "digits")
         assert (card.provenance.stage, card.provenance.study) == (point.key, finished.store.root.name)
         assert card.provenance.commit == commit()
+        assert card.preprocessing == preprocessing_of(data)
 
 
 def test_a_model_of_the_users_own_code_is_loaded_by_leave(store: StageStore, spec_of: SpecOf) -> None:

@@ -1,0 +1,105 @@
+"""How a point is made again and taken out: the commands and the search space that a page prints for it.
+
+A search varies something, so the space of a single point leaves open whether its one trial goes one iteration further
+than the point: it passes the point either way. All else that determines the point's key is fixed.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from orchestrator.record import TrialRecord
+
+MAIN = ("regularization_weight", "pruning_ratio", "iterations")
+TABLES = ("dense", "sparse", "recovery", "method_options")
+
+
+def varied_names(definition: Mapping[str, Any] | None) -> list[str]:
+    """The dotted names of all that a study varies, from the definition in its study.json."""
+    return list((definition or {}).get("search", {}))
+
+
+def other_settings(trials: Sequence[TrialRecord], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each stage, the values of the varied fields that a point does not hold itself, from the trials that ended."""
+    others = [name for name in names if name not in (*MAIN, "model", "dataset", "method", "seed")]
+    found: dict[str, dict[str, Any]] = {}
+    if not others:
+        return found
+    for trial in trials:
+        spec = trial.spec.model_dump(mode="json")
+        values = {name: _inner(spec, name) for name in others}
+        for key in trial.stages:
+            found.setdefault(key, values)
+    return found
+
+
+def space_template(definition: Mapping[str, Any] | None) -> list[str | dict[str, Any]] | None:
+    """The search space of a single point, in pieces: text, and {"field": dotted name, "otherwise": value}.
+
+    `otherwise` stands for what the dense model does not have. The fields "low" and "high" are those of iterations.
+    None where the study's file does not say what a trial is made of.
+    """
+    if not definition or not definition.get("trial"):
+        return None
+    fixed, searched = definition["trial"], definition.get("search", {})
+    values = {**_flat(fixed), **{name: {"field": name, "otherwise": _some(d)} for name, d in searched.items()}}
+    values.pop("iterations", None)
+    pieces: list[str | dict[str, Any]] = []
+    for table in (None, *TABLES):
+        inside = {n: v for n, v in values.items() if (n.rpartition(".")[0] or None) == table}
+        lines = {name.rpartition(".")[2]: value for name, value in inside.items() if value is not None}
+        if lines:
+            pieces.append(f"[trial{'' if table is None else f'.{table}'}]\n")
+        for name, value in lines.items():
+            pieces += [f"{name} = ", value if isinstance(value, dict) else _toml(value), "\n"]
+        pieces.append("\n" if lines else "")
+    pieces += ["[search]\niterations = { low = ", {"field": "low"}, ", high = ", {"field": "high"}, " }\n\n"]
+    pieces += ['[budget]\ntrials = 1\n\n[stopping]\nrule = "none"\n']
+    return list(_joined(pieces))
+
+
+def export_command(study: object) -> str:
+    """The start of the command that takes a point of the frontier out; a page adds the budget and the folder."""
+    return shlex.join(["orchestrator", "export", str(study)])
+
+
+def search_command(name: str, storage: object) -> str:
+    """The command that goes on with a study."""
+    return shlex.join(["orchestrator", "search", f"{name}.toml", "--storage", str(storage)])
+
+
+def _flat(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in fixed.items() if name not in TABLES}
+    for table in TABLES:
+        plain |= {f"{table}.{name}": value for name, value in fixed.get(table, {}).items()}
+    return plain
+
+
+def _some(dimension: Mapping[str, Any]) -> Any:
+    """Any one value that a dimension can take."""
+    return next(iter(dimension.get("values") or dimension.get("choices") or [dimension.get("low")]))
+
+
+def _inner(spec: Mapping[str, Any], name: str) -> Any:
+    table, _, field = name.rpartition(".")
+    return (spec.get(table, {}) if table else spec).get(field)
+
+
+def _toml(value: Any) -> str:
+    """What a search space has in it is a number, a truth or a text, which TOML writes as JSON does."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _joined(pieces: Sequence[str | dict[str, Any]]) -> Iterator[str | dict[str, Any]]:
+    """Neighbouring texts as one."""
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+        else:
+            if text:
+                yield text
+            yield piece
+            text = ""
+    yield text
