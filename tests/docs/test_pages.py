@@ -12,6 +12,7 @@ RUNNING = [page for page in PAGES if any(b.language in RUN and not b.not_run for
 FIRST = "tutorial.md"  # makes the study that the other pages start from
 
 
+@pytest.mark.xdist_group("ray")  # two searches: see tests/conftest.py
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_says_is_so(
     page: Path, search: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
