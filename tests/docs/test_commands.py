@@ -10,8 +10,8 @@ from doc_pages import PAGES, ROOT, RUN, Block, blocks_of
 from typer.main import get_command
 
 from orchestrator import cli
-from orchestrator.search.space import SECTIONS
 from orchestrator.record import Schedule, TrialSpec
+from orchestrator.search.space import SECTIONS
 
 COMMANDS = get_command(cli.app).commands  # type: ignore[attr-defined]
 OUTSIDE = {

@@ -60,22 +60,33 @@ def test_figures_may_vary_where_the_page_says_so_and_words_may_not() -> None:
 
 
 def test_marks_belong_to_the_next_block_alone(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "not there.md"
-    blocks = read(
-        "Words.\n\n<!-- not run: it takes days -->\n```sh\ntrue \\\n  --more\n# no command\n```\n\n"
-        '<!-- exit: 2 -->\n<!-- figures vary -->\n\n```python title="a/b.py"\nx = 1\n```\n<!-- exit: 3 -->\nWords.\n```text\nx\n```\n',
-        tmp_path,
-    )
+    source = """Words.
+
+<!-- not run: it takes days -->
+```sh
+true \\
+  --more
+# no command
+```
+
+<!-- exit: 2 -->
+<!-- figures vary -->
+
+```python title="a/b.py"
+x = 1
+```
+<!-- exit: 3 -->
+Words.
+```text
+x
+```
+"""
+    page = tmp_path / "page.md"
+    page.write_text(source)
+    blocks = blocks_of(page)
     assert [block.language for block in blocks] == ["sh", "python", "text"]
     assert [block.not_run for block in blocks] == ["it takes days", None, None]
     assert [block.exit_code for block in blocks] == [0, 2, 0]
     assert [block.figures_vary for block in blocks] == [False, True, False]
     assert [block.title for block in blocks] == [None, "a/b.py", None]
     assert blocks[0].lines() == ["true    --more"]
-    assert not page.exists()
-
-
-def read(source: str, folder: Path) -> list[Block]:
-    page = folder / "page.md"
-    page.write_text(source)
-    return blocks_of(page)
