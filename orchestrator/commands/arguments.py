@@ -12,6 +12,16 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name,
 Storage = Annotated[str, typer.Option(metavar="DIR", help="The folder or s3://bucket/prefix that holds the studies.")]
 MaxFlops = Annotated[str | None, typer.Option(metavar="FLOPS", help="The largest number of flops, such as 60M.")]
 MinAccuracy = Annotated[float | None, typer.Option(metavar="SHARE", help="The lowest accuracy, such as 0.9.")]
+TensorBoard = Annotated[
+    str | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files for TensorBoard there.")
+]
+MLflow = Annotated[
+    str | None, typer.Option("--mlflow", metavar="URI", help="Write runs to MLflow: http://..., or a file: mlflow.db.")
+]
+WandB = Annotated[
+    str | None, typer.Option("--wandb", metavar="PROJECT", help="Write runs to Weights & Biases; WANDB_MODE=offline.")
+]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard, on this machine alone.")]
 RESULTS, DATA = "results", Path("data")
 
 

@@ -13,7 +13,6 @@ from orchestrator.tables import (
     ACCURACY_MEANS,
     CELLS,
     FLOPS_MEANS,
-    SHORT,
     facts_of,
     first_line,
     flops_text,
@@ -121,5 +120,5 @@ def best(
     for file in files:
         typer.echo(f"wrote {file}")
     if output is None:
-        command = ["orchestrator", "export", str(asked.path), "--key", point.key[:SHORT], "--output", "DIR"]
+        command = ["orchestrator", "export", str(asked.path), "--key", point.key[:12], "--output", "DIR"]
         typer.echo(f"take it out, as ONNX and torch.export too: {shlex.join(command)}")

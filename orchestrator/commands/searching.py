@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.arguments import RESULTS, Storage
+from orchestrator.commands.arguments import RESULTS, Dashboard, MLflow, Storage, TensorBoard, WandB
 from orchestrator.tables import console
 
 
@@ -19,9 +19,13 @@ def search(
     address: Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each trial.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="GPUs for each trial, such as 0.5.")] = None,
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
+    wandb: WandB = None,
+    dashboard: Dashboard = False,
 ) -> None:
     """Starts a search; started again, goes on with it; with a larger budget, extends it."""
-    from orchestrator.search import launch
+    from orchestrator.search import launch, make_trackers
 
     launch(
         space,
@@ -32,5 +36,7 @@ def search(
         address=address,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
+        trackers=make_trackers(tensorboard=tensorboard, mlflow=mlflow, wandb=wandb),
+        dashboard=dashboard,
         console=console(),
     )

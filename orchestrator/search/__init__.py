@@ -2,5 +2,6 @@
 
 from orchestrator.search.runner import Summary, launch
 from orchestrator.search.space import SearchSpace
+from orchestrator.search.tracking import make_trackers
 
-__all__ = ["SearchSpace", "Summary", "launch"]
+__all__ = ["SearchSpace", "Summary", "launch", "make_trackers"]

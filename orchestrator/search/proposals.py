@@ -14,6 +14,7 @@ A search that is killed at any moment and started again ends with the same trial
 import hashlib
 import math
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,9 +36,11 @@ from orchestrator.search.worth import Found, Front
 
 DIRECTIONS: Sequence[Literal["maximize", "minimize"]] = ("maximize", "minimize")  # accuracy, flops_kept
 PATIENCE = 4  # known proposals in a row before a new one is drawn from what is left of a finite space
-# Names of user attributes in the journal.
-PREFIX, FAILURE, STOPPED, POINTS, STAGES, TRAIN_FLOPS, SECONDS = (
-    "prefix_of", "failure", "stopped", "points", "stages", "train_flops", "seconds",
+OBJECTIVES = ["accuracy", "flops_kept"]
+# Names of user attributes in the journal. Beside them stand, for whoever looks at the journal, the values of those
+# settings that are proposed by their position in a grid.
+PREFIX, FAILURE, STOPPED, POINTS, STAGES, TRAIN_FLOPS, SECONDS, PROPOSAL = (
+    "prefix_of", "failure", "stopped", "points", "stages", "train_flops", "seconds", "proposal",
 )  # fmt: skip
 SHORT = 16  # digits of a stage's key in the journal
 
@@ -95,6 +98,7 @@ class Proposals:
             sampler=RandomSampler(),
             load_if_exists=True,
         )
+        _name_objectives(self._study)
         # In the order of their names: moving lines about in the file changes no proposal.
         self._distributions = {name: _distribution(space.dimensions[name]) for name in sorted(space.dimensions)}
         self._most = _most_iterations(space.dimensions)
@@ -275,9 +279,18 @@ class Proposals:
             self.exhausted = True
             return False
         self._study.sampler = sampler
-        number = self._study.ask(self._distributions).number
-        self._append(self._study.get_trials(deepcopy=False)[number])
+        trial = self._study.ask(self._distributions)
+        for name, value in {PROPOSAL: len(self._entries), **self._readable(trial.params)}.items():
+            trial.set_user_attr(name, value)
+        self._append(self._study.get_trials(deepcopy=False)[trial.number])
         return True
+
+    def _readable(self, positions: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of settings whose positions say nothing."""
+        dimensions = self._space.dimensions
+        return {
+            name: dimensions[name].value(at) for name, at in positions.items() if isinstance(dimensions[name], Grid)
+        }
 
     def _sampler(self, index: int) -> BaseSampler | None:
         """How proposal `index` is chosen; None when the space holds nothing new."""
@@ -342,12 +355,13 @@ class Proposals:
                 continue
             trial = self._study.get_trials(deepcopy=False)[entry.number]
             values = (point.accuracy, point.flops_kept)
+            positions = {**trial.params, ITERATIONS: position}
             self._study.add_trial(
                 create_trial(
-                    params={**trial.params, ITERATIONS: position},
+                    params=positions,
                     distributions=self._distributions,
                     values=values,
-                    user_attrs={PREFIX: self._told},
+                    user_attrs={PREFIX: self._told, **self._readable(positions)},
                 )
             )
             self._observed[key] = values
@@ -374,6 +388,14 @@ class Proposals:
         study_id = self._storage.get_study_id_from_name(self._space.name)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, entry.number)
         self._storage.set_trial_user_attr(trial_id, name, value)
+
+
+def _name_objectives(study: optuna.Study) -> None:
+    """For whoever looks at the journal."""
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(OBJECTIVES)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

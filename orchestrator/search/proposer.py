@@ -4,19 +4,21 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from orchestrator.files import StorageFault, reason_of
-from orchestrator.record import Failure, FailureReason, Outcome, TrialRecord, canonical_json, now, whereabouts
+from orchestrator.record import Failure, FailureReason, Outcome, Point, TrialRecord, canonical_json, now, whereabouts
 from orchestrator.search.proposals import Proposal, Proposals, Result
 from orchestrator.store import StageStore
 
 SPEC, INDEX, FRONTIER = "spec", "index", "frontier"  # in a trial's config
 ENDED = "ended"  # in the last row of a trial, and in no other
+
+OnEnd = Callable[[TrialRecord, Sequence[Point], Mapping[str, int]], None]
 
 
 def last_row(outcome: Outcome) -> dict[str, Any]:
@@ -37,13 +39,15 @@ class Proposer(Searcher):
     """Hands out the study's proposals to Tune, and takes in how they ended.
 
     Storage that is full or stays away is no fault of a trial: it ends the launch, the trial is told of no end, and the
-    next launch runs it again. `fault` is what was wrong.
+    next launch runs it again. `fault` is what was wrong. `on_end` is told of every trial whose end is recorded, with
+    its points and the train_flops of its stages.
     """
 
-    def __init__(self, proposals: Proposals, store: StageStore) -> None:
+    def __init__(self, proposals: Proposals, store: StageStore, on_end: OnEnd = lambda *ended: None) -> None:
         super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
         self._proposals = proposals
         self._store = store
+        self._on_end = on_end
         self._handed: dict[str, Proposal] = {}  # to Tune's trials, by their id
         self._again: deque[Proposal] = deque()
         self._costs: dict[str, int] = {}  # train_flops of stages
@@ -76,16 +80,18 @@ class Proposer(Searcher):
         if failure is not None and failure.startswith("storage: "):
             raise StorageFault(failure.removeprefix("storage: "))
         points = tuple(self._store.point(key) for key in result["keys"])
-        self._record(proposal, stages, failure, stopped)
+        record = self._record(proposal, stages, failure, stopped)
         costs = {key: self._cost(key) for key in stages}
         self._proposals.complete(proposal.index, Result(points=points, failure=failure, stopped=stopped, stages=costs))
+        self._on_end(record, points, costs)
 
     def _record(
         self, proposal: Proposal, stages: tuple[str, ...], failure: str | None, stopped: str | None = None
-    ) -> None:
+    ) -> TrialRecord:
         index, spec = proposal.index, proposal.spec
         record = TrialRecord(index=index, spec=spec, stages=stages, failure=failure, stopped=stopped, created=now())
         self._store.record_trial(record)
+        return record
 
     def again(self, trial_id: str) -> None:
         """Hand a trial out again, before all others: its worker died."""
@@ -102,14 +108,15 @@ class Proposer(Searcher):
         fault = re.search(r"\bStorageFault: (.*)", message)
         if fault is not None:
             raise StorageFault(fault[1])
-        index, spec = proposal.index, proposal.spec
+        spec = proposal.spec
         # At which stage it was is not known here; the settings stand for it.
         key = hashlib.sha256(canonical_json(spec).encode()).hexdigest()
         failure = Failure(key=key, spec=spec, reason=reason, message=message, traceback=traceback, **whereabouts())
         self._store.record_failure(failure)
         said = f"{reason}: {message}"
-        self._store.record_trial(TrialRecord(index=index, spec=spec, stages=(), failure=said, created=now()))
-        self._proposals.complete(index, Result(failure=said))
+        record = self._record(proposal, (), said)
+        self._proposals.complete(proposal.index, Result(failure=said))
+        self._on_end(record, (), {})
 
     @contextmanager
     def _storage(self) -> Iterator[None]:

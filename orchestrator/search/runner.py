@@ -27,6 +27,7 @@ from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
+from orchestrator.search.tracking import About, Following, Tracker
 from orchestrator.search.worth import Front
 from orchestrator.store import StageStore
 
@@ -72,6 +73,8 @@ class _Launch:
     console: Console
     address: str | None
     run_trial: RunTrial
+    following: Following
+    dashboard: bool = False
     damaged: frozenset[str] = frozenset()  # stages that were moved aside before this launch
     forgiven: frozenset[str] = frozenset()  # timeouts of earlier launches, by their moment: see TimeLimit
 
@@ -86,6 +89,8 @@ def launch(
     address: str | None = None,
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
+    trackers: Sequence[Tracker] = (),
+    dashboard: bool = False,
     console: Console | None = None,
     run_trial: RunTrial | None = None,
     check_trial: CheckTrial | None = None,
@@ -95,8 +100,9 @@ def launch(
 
     The same call starts, resumes and extends a study; one process at a time may drive it. `address` is that of a Ray
     cluster; without one Ray is started on this machine, on the loopback interface alone. `run_trial` and `check_trial`
-    are trial.run and trial.check unless simulations give their own; what a check returns is printed as a note. Raises
-    InvalidInput for anything that is wrong with the space, the study or the machine; SIGINT and SIGTERM raise
+    are trial.run and trial.check unless simulations give their own; what a check returns is printed as a note.
+    `trackers`, by make_trackers, are told of all that the study holds and of what is found; `dashboard` is Ray's.
+    Raises InvalidInput for anything that is wrong with the space, the study or the machine; SIGINT and SIGTERM raise
     SystemExit, and the next launch goes on.
     """
     space = _overridden(
@@ -119,14 +125,25 @@ def launch(
         for note in notes:
             say(console, f"note: {note}")
         store = StageStore(located(storage) / space.name)
-        this = _Launch(space=space, store=store, console=console, address=address, run_trial=run_trial)
+        following = Following(trackers, partial(say, console))
+        this = _Launch(
+            space=space,
+            store=store,
+            console=console,
+            address=address,
+            run_trial=run_trial,
+            following=following,
+            dashboard=dashboard,
+        )
         return _drive(this, interrupts)
 
 
 def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
-    with this.store.exclusive("driver"):
+    with this.store.exclusive("driver"), this.following:
         damaged = this.store.replaced()
         _bind(this.store, this.space)
+        study = this.store.read_json(STUDY_FILE)
+        this.following.begin(About.of(this.space.name, study, tuple(this.space.dimensions)), this.store)
         hung = (failure for failure in this.store.failures() if failure.reason == "timed_out")
         this = replace(this, forgiven=frozenset(failure.created for failure in hung), damaged=frozenset(damaged))
         attempts: list[Counts] = []
@@ -174,10 +191,11 @@ def _run(this: _Launch, proposals: Proposals, counts: Counts, interrupts: Interr
 
     own = tuple(sorted(_references(this.space)))
     job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space, own, this.forgiven)
-    with session.connected(this.address, this.space.resources, partial(say, this.console)):
+    tell = partial(say, this.console)
+    with session.connected(this.address, this.space.resources, tell, dashboard=this.dashboard):
         interrupts.install()
         with Progress(this.console, this.space.name, counts) as progress, watched(interrupts, on_loss):
-            session.run(proposals, this.store, job, progress)
+            session.run(proposals, this.store, job, progress, this.following)
     if proposals.finished < proposals.target and not proposals.time_is_up:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")
         raise SystemExit(1)

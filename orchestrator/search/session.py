@@ -30,10 +30,12 @@ from orchestrator.search.proposals import Proposals
 from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, last_row
 from orchestrator.search.space import Resources, SearchSpace, Stopping
 from orchestrator.search.stopping import reason_to_stop
+from orchestrator.search.tracking import Following
 from orchestrator.store import StageStore
 
 STUDY_FILE = "study.json"
 TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN[_PATH]"
+DASHBOARD = "--dashboard needs packages that are not installed ({}): pip install 'pruning-orchestrator[dashboard]'"
 HINT = "a larger --cpus-per-trial runs fewer trials side by side"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
@@ -95,20 +97,28 @@ class Job:
 
 @contextmanager
 def connected(
-    address: str | None, resources: Resources, say: Callable[[str], None] = lambda text: None
+    address: str | None,
+    resources: Resources,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    dashboard: bool = False,
 ) -> Iterator[None]:
     """Ray, started on this machine or joined at `address`, and left again; one that already runs is used as it is.
 
-    `say` gets what the user should know of the cluster. Raises InvalidInput where there is no Ray, where it does not
-    let this process in, and where a trial fits no machine.
+    `say` gets what the user should know of the cluster. With `dashboard` a Ray that is started here has one, on the
+    loopback interface as all of it. Raises InvalidInput where there is no Ray, where it does not let this process in,
+    where a trial fits no machine, and where the dashboard's packages are missing.
     """
     if ray.is_initialized():
         yield
         return
+    missing = ray._private.utils.get_dashboard_dependency_error()  # ray.init would only leave it out
+    if dashboard and address is None and missing is not None:
+        raise InvalidInput(DASHBOARD.format(missing))
     try:
-        ray.init(
+        context = ray.init(
             address=address or "local",  # "local" even where RAY_ADDRESS says otherwise
-            include_dashboard=None if address else False,
+            include_dashboard=None if address else dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -118,6 +128,8 @@ def connected(
         raise InvalidInput(f"no Ray {where}: {reason}{hint}") from error
     with _hushed():
         try:
+            if context.dashboard_url or dashboard:
+                say(_dashboard(context.dashboard_url))
             if address is None:
                 check_here(resources)
             else:
@@ -125,6 +137,12 @@ def connected(
             yield
         finally:
             ray.shutdown()
+
+
+def _dashboard(address: str | None) -> str:
+    if not address:
+        return "Ray has no dashboard: this cluster was started without one"
+    return f"Ray's dashboard: http://{address} (it asks for the token that `ray get-auth-token` prints)"
 
 
 @contextmanager
@@ -141,13 +159,17 @@ def _hushed() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -> None:
+def run(
+    proposals: Proposals, store: StageStore, job: Job, progress: Progress, following: Following | None = None
+) -> None:
     """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials."""
     check_machines(_complaint, job)
-    proposer = Proposer(proposals, store)
+    following = following or Following()
+    proposer = Proposer(proposals, store, following.ended)
     folder = _tune_folder(store.root)
     shutil.rmtree(folder, ignore_errors=True)
     trainable = tune.with_parameters(work, job=job)
+    watcher = Watcher(proposer, proposals, store, progress, attempts=Attempts(proposals.parallel), following=following)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
@@ -160,7 +182,7 @@ def run(proposals: Proposals, store: StageStore, job: Job, progress: Progress) -
             name="session",
             storage_path=str(folder.absolute()),
             failure_config=tune.FailureConfig(max_failures=0),  # the watcher has trials proposed again
-            callbacks=[Watcher(proposer, proposals, store, progress, Attempts(proposals.parallel))],
+            callbacks=[watcher],
             stop=FunctionStopper(lambda trial_id, result: proposals.time_is_up),
             verbose=0,
         ),
@@ -228,16 +250,24 @@ def _complaint(job: Job) -> str | None:
 
 
 class Watcher(tune.Callback):
-    """Passes on to the display what happens to the trials, and to the proposer which workers died."""
+    """Passes on to the display and the trackers what happens to the trials, to the proposer which workers died."""
 
     def __init__(
-        self, proposer: Proposer, proposals: Proposals, store: StageStore, progress: Progress, attempts: Attempts
+        self,
+        proposer: Proposer,
+        proposals: Proposals,
+        store: StageStore,
+        progress: Progress,
+        *,
+        attempts: Attempts,
+        following: Following,
     ) -> None:
         self._proposer = proposer
         self._proposals = proposals
         self._store = store
         self._progress = progress
         self._attempts = attempts
+        self._following = following
         self._begun = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -260,6 +290,7 @@ class Watcher(tune.Callback):
             if point.iteration:
                 self._proposals.passed(trial.config[INDEX])
             self._progress.found(trial.config[INDEX], point)
+            self._following.point(trial.config[INDEX], TrialSpec.model_validate_json(trial.config[SPEC]), point)
             self._attempts.reached(trial.config[INDEX], result["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

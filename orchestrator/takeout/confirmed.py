@@ -45,12 +45,19 @@ class _ArmSpec(BaseModel):
     arm: str
     seed: int
     with_validation: bool = False
+    length: float = 1.0
+
+    @property
+    def kind(self) -> tuple[bool, float]:
+        """What one confirmation of a point has in common."""
+        return self.with_validation, self.length
 
 
 class _Arm(BaseModel):
     spec: _ArmSpec
     stages: tuple[str, ...]
     failure: str | None = None
+    created: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ def confirmed_model(study: Study, key: str) -> ConfirmedModel:
         raise InvalidInput(f"{study.path}: the point {key[:12]} is not confirmed; `orchestrator confirm` does it")
     row = rows[0]
     store = StageStore(study.path / CONFIRMED)
-    last = _first_seed(store, key, with_validation=bool(row["with_validation"]))
+    last = _first_seed(store, key)
     deviation = float(row["test_accuracy_deviation"])
     return ConfirmedModel(
         store=store,
@@ -88,19 +95,16 @@ def confirmed_model(study: Study, key: str) -> ConfirmedModel:
     )
 
 
-def _first_seed(store: StageStore, point: str, *, with_validation: bool) -> str:
-    """The key of the last stage of the arm with the lowest seed."""
+def _first_seed(store: StageStore, point: str) -> str:
+    """The last stage of the lowest seed, of the last confirmation: the one that Study.confirmed tells of."""
     names = [name for name in open_files(store.root).names("arms") if name.endswith(".json")]
     arms = [_record(_Arm, store, f"arms/{name}") for name in names]
-    fitting = [
-        arm
-        for arm in arms
-        if (arm.spec.point, arm.spec.arm, arm.spec.with_validation) == (point, "pruned", with_validation)
-        and arm.failure is None
-    ]
-    if not fitting:
+    done = [arm for arm in arms if (arm.spec.point, arm.spec.arm, arm.failure) == (point, "pruned", None)]
+    if not done:
         raise InvalidInput(f"{store.root}: holds no model of the point {point[:12]}; `orchestrator confirm` makes it")
-    return min(fitting, key=lambda arm: arm.spec.seed).stages[-1]
+    done.sort(key=lambda arm: arm.created, reverse=True)
+    last = [arm for arm in done if arm.spec.kind == done[0].spec.kind]
+    return min(last, key=lambda arm: arm.spec.seed).stages[-1]
 
 
 def _record(kind: type[Kind], store: StageStore, name: str) -> Kind:

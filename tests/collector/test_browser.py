@@ -300,7 +300,7 @@ def test_a_new_point_appears_without_reloading(
     opened.page.evaluate("window.sameDocument = true")
     assert opened.page.locator("#points tbody tr").count() == 13
     add_trial(full_study.store, 1e-3, 0.6, iterations=1)
-    opened.page.wait_for_function("document.querySelectorAll('#points tbody tr').length === 14", timeout=60_000)
+    opened.page.locator("#points tbody tr").nth(13).wait_for(timeout=60_000)
     assert opened.page.evaluate("window.sameDocument") is True
     assert opened.text("#point-title") == title
     assert opened.page.get_by_label("at least this accuracy").input_value() == "0.5"

@@ -43,8 +43,12 @@ def confirm(study: Study, point: str, *, failed: bool = False) -> None:
 
         store.obtain(stage.key, compute)
         spec = {"point": point, "arm": "pruned", "seed": seed, "with_validation": True}
-        arm = {"spec": spec, "stages": [stage.key], "failure": "lost" if failed else None}
+        arm = {"spec": spec, "stages": [stage.key], "failure": "lost" if failed else None, "created": f"2026-{seed}"}
         store.write_json(f"arms/{seed}.json", arm)
+    earlier = {"spec": {**spec, "seed": 1, "length": 0.5}, "stages": ["0" * 64], "created": "2025-1"}
+    control = {"spec": {**spec, "seed": 1, "arm": "dense"}, "stages": ["0" * 64], "created": "2027-1"}
+    for name, other in (("earlier", earlier), ("control", control)):
+        store.write_json(f"arms/{name}.json", other | {"failure": arm["failure"]})
 
 
 def frame(point: str, **changes: object) -> pd.DataFrame:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import INSTALLED, Taken
 from markdown_it import MarkdownIt
+from short_study import INSTALLED, Taken
 
 import orchestrator
 from orchestrator import Study

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import INSTALLED, Taken, searched
+from short_study import INSTALLED, Taken, searched
 
 import orchestrator
 from orchestrator import Study

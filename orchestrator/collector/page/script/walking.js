@@ -39,7 +39,9 @@ function placeTip({ svg, tip, x, y, width, box }, at) {
     const left =
         x[at] * unit + 16 + tip.offsetWidth > svg.clientWidth ? x[at] * unit - tip.offsetWidth - 16 : x[at] * unit + 16;
     tip.style.left = `${Math.max(0, Math.min(left, Math.max(room, 0) + 16))}px`;
-    tip.style.top = `${Math.max(0, y[at] * unit - tip.offsetHeight - 12)}px`;
+    const below = y[at] * unit + 14; // where a frontier leaves room
+    const fits = below + tip.offsetHeight <= svg.clientHeight;
+    tip.style.top = `${fits ? below : Math.max(0, y[at] * unit - tip.offsetHeight - 12)}px`;
 }
 
 function tipOf(study, at) {
@@ -47,7 +49,7 @@ function tipOf(study, at) {
     const latency = columns.latency_ms[at] === null ? null : millisecondsText(columns.latency_ms[at]);
     return [
         element("strong", {}, `accuracy ${shareText(columns.accuracy[at])}`),
-        `${countText(columns.flops[at])} flops, ${percentText(columns.flops_kept[at])} of the dense model`,
+        `${countText(columns.flops[at])} flops, ${percentText(columns.flops_kept[at])} of dense`,
         pairs("", [
             ["params", countText(columns.params[at])],
             ["latency", latency],
