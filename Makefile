@@ -33,7 +33,7 @@ check: $(DEV)
 
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo 'open build/site/index.html'
+	@echo 'open build/site/index.html; with its search: python3 -m http.server --bind 127.0.0.1 --directory build/site'
 
 bench: $(BENCHMARKS:%=bench-%)
 

@@ -111,7 +111,7 @@ def _section(title: str, record: type[Record]) -> str:
 def comments_of(record: type[Record]) -> dict[str, str]:
     """What the source says beside each field."""
     found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(record), re.M)
-    return {name: comment[:1].upper() + comment[1:] for name, comment in found}
+    return dict(found)
 
 
 def methods() -> str:

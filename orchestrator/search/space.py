@@ -66,7 +66,7 @@ class ProposalSettings(Record):
     seed: Annotated[int, Field(ge=0)] = 0  # of the choice of trials
     parallel: Annotated[int, Field(ge=1)] = 4  # trials that may be under way at once, however many fit the machine
     startup: Annotated[int, Field(ge=1)] = 8  # the first so many are drawn at random
-    guide: Literal["gain", "prefixes"] = "gain"  # see guides.py
+    guide: Literal["gain", "prefixes"] = "gain"  # gain: what adds most to the frontier; prefixes: see guides.py
 
 
 class Limits(Record):
@@ -81,7 +81,7 @@ class Limits(Record):
 class Stopping(Record):
     """When a trial ends before its last iteration: see stopping.py."""
 
-    rule: Literal["dominated", "none"] = "dominated"  # none: no trial is stopped
+    rule: Literal["dominated", "none"] = "dominated"  # "none": no trial is stopped
     margin: Share = 0.05  # of accuracy
 
 

@@ -13,6 +13,7 @@ FIRST = "tutorial.md"  # makes the study that the other pages start from
 
 
 @pytest.mark.xdist_group("ray")  # two searches: see tests/conftest.py
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that a page shows beside ours
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_says_is_so(
     page: Path, search: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,16 +101,18 @@ def test_every_method_and_its_options_are_on_the_site(site: Path) -> None:
         assert [option for option in method.options.model_fields if f"<code>{option} = " not in text] == []
 
 
-def test_bounds_and_defaults_are_those_that_are_checked(hooks: ModuleType) -> None:
-    lines = [re.sub(r"\s+", " ", line) for line in hooks.space().splitlines()]
-    assert "| `group_cap` | number, above 0, below 1 | `0.5` | Largest share of a group's channels that" in "\n".join(
-        lines
-    )
-    assert any(
-        line.startswith("| `max_flops` | whole number, or text such as `60M`, at least 1 | none |") for line in lines
-    )
-    assert any(line.startswith('| `guide` | `"gain"` or `"prefixes"` | `"gain"` |') for line in lines)
-    assert any(line.startswith("| `model` | text | required |") for line in lines)
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `model` | text | required |",
+        "| `group_cap` | number, above 0, below 1 | `0.5` | largest share of a group's channels that",
+        "| `max_flops` | whole number, or text such as `60M` | none |",
+        '| `guide` | `"gain"` or `"prefixes"` | `"gain"` |',
+        "| `gpus_per_trial` | number, at least 0 | `0.0` |",
+    ],
+)
+def test_bounds_and_defaults_are_those_that_are_checked(hooks: ModuleType, row: str) -> None:
+    assert row in hooks.space()
 
 
 def test_links_to_files_of_the_tree_lead_somewhere(hooks: ModuleType) -> None:
