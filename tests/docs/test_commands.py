@@ -14,7 +14,7 @@ from orchestrator.record import Schedule, TrialSpec
 from orchestrator.search.space import SECTIONS
 
 COMMANDS = get_command(cli.app).commands  # type: ignore[attr-defined]
-OUTSIDE = set("python3 git cd pip ray kubectl sbatch scancel source export ssh aws optuna-dashboard".split())
+OUTSIDE = {"python3", "git", "cd", "pip", "ray", "kubectl", "sbatch", "scancel", "source", "export", "optuna-dashboard"}
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 NOT_RUN = [block for block in BLOCKS if block.language in RUN and block.not_run]
 TABLES = {"dense": Schedule, "sparse": Schedule, "recovery": Schedule}
