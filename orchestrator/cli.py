@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from orchestrator.commands.asking import best, front, status
 from orchestrator.commands.exporting import export
 from orchestrator.commands.inspecting import inspect
+from orchestrator.commands.keeping import gc, ls, merge, rm
 from orchestrator.commands.reporting import plot, report, watch
 from orchestrator.commands.searching import search
 from orchestrator.record import InvalidInput
@@ -23,6 +24,10 @@ COMMANDS = (  # in the order that --help has
     report,
     watch,
     inspect,
+    ls,
+    gc,
+    rm,
+    merge,
 )
 
 

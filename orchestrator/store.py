@@ -8,6 +8,7 @@
            trials/<index>.json   how each trial of the search ended
            duplicates/           a note for every stage that was computed twice in spite of all that
            damaged/              stages that were found torn or altered, each with a note; they are computed again
+           collected/, restored/ weights that were removed on purpose, and those needed again (see retention.py)
 
 Files and JSON only: no database, no lock that a dead process keeps. Who owns tensors writes them. The root is a folder
 or a place on object storage (see files/), where a stage is there as soon as its stage.json is, written last.
@@ -18,7 +19,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,9 +28,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.claim import Claim, Owner, Sighting, Timing, Watch, life_of, sight, try_claim
-from orchestrator.files import Patience, StorageFault, Uri, is_full, located, open_files, reason_of
+from orchestrator.files import Patience, Size, StorageFault, Uri, is_full, located, open_files, reason_of
 from orchestrator.files.patience import full
 from orchestrator.record import Failure, InvalidInput, Point, Record, Stage, TrialRecord, whereabouts
+from orchestrator.retention import RESTORED, Collected
 
 STAGE_FILE = "stage.json"
 POINT_FILE = "point.json"
@@ -40,7 +43,7 @@ MODEL_FILE = "model.json"  # with the weights beside it, a point's folder is a m
 KEY = re.compile(r"[0-9a-f]{64}")
 BATCH = 1024  # records that are read at a time
 AGAIN = "the next search that needs it moves it aside and computes it again"
-SOUND: set[tuple[str, str]] = set()  # root and key of the stages that this process published or has checked
+SOUND: set[tuple[str, str]] = set()  # root and place of the stages that this process published or has checked
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
@@ -82,6 +85,7 @@ class StageStore:
         self._name = str(self.root.absolute())
         self._timing = timing or Timing(poll_seconds=1.0 if isinstance(self.root, Uri) else 0.2)
         self._files = open_files(self.root, Patience(clock=self._timing.clock, pause=self._timing.pause))
+        self.collected = Collected(self._files)
 
     def prepare(self) -> None:
         """Makes the study's folders. Raises InvalidInput, naming the path, where they cannot be written."""
@@ -106,7 +110,7 @@ class StageStore:
                 continue
             with claim:
                 # Looked up again under the claim: whoever had it before may have published in between.
-                if self._cleared(key, claim) and (made := self._compute(key, claim, compute)) is not None:
+                if self._cleared(key, claim) and (made := self._compute(key, claim, compute, _place(key))) is not None:
                     return made, True
         return folder, False
 
@@ -115,16 +119,80 @@ class StageStore:
 
         Its files are compared with their digests the first time that this process is given it. Raises DamagedStage.
         """
-        folder = self._files.fetch(_place(key), STAGE_FILE)
-        if folder is None or (self._name, key) in SOUND:
+        return self._checked(key, _place(key))
+
+    def weights(self, key: str) -> Path | None:
+        """A folder with the weights of a published stage, to be read only; None if they were collected, see `restore`.
+
+        It is the stage's own, or that of the same stage computed again. Raises DamagedStage.
+        """
+        folder = self.folder(key)
+        if folder is not None and (folder / WEIGHTS_FILE).is_file():
             return folder
-        if _problem(folder, key) is not None:  # of a copy it may be the copy's fault
-            folder = self._files.fetch(_place(key), STAGE_FILE, anew=True)
-        problem = None if folder is None else _problem(folder, key)
-        if problem is not None:
-            raise DamagedStage(f"{self.root / _place(key)}: {problem}; {AGAIN}")
-        SOUND.add((self._name, key))
+        try:
+            again = self._checked(key, f"{RESTORED}/{key}")
+        except DamagedStage:  # worth no more than the computing
+            return None
+        return again if again is not None and (again / WEIGHTS_FILE).is_file() else None
+
+    def restore(self, key: str, compute: Callable[[Path], None]) -> Path:
+        """A folder with the weights of a published stage; if they were collected, they are computed again.
+
+        Under the stage's claim, as `obtain` does it. The study keeps the record that it has; what `compute` writes
+        becomes a stage of its own, in restored/, with the figures of this machine, which may differ by rounding.
+        """
+        watch = Watch(self._timing)
+        while (folder := self.weights(key)) is None:
+            claim = self._claim(key, watch)
+            if claim is None:
+                self._timing.pause(self._timing.poll_seconds)
+                continue
+            with claim:
+                if self.weights(key) is None:
+                    self._files.prepare((RESTORED,))
+                    self._files.discard(f"{RESTORED}/{key}", STAGE_FILE)
+                    self._compute(key, claim, compute, f"{RESTORED}/{key}")
         return folder
+
+    def collect(self, sizes: Mapping[str, int]) -> None:
+        """Removes the weights of published stages; their records stay, and the stages are as finished as before.
+
+        `sizes` has how many bytes of weights go, by the key of their stage. It is no error if some are gone already.
+        """
+        self.collected.note(sizes)
+        self._files.remove([f"{_place(key)}/{WEIGHTS_FILE}" for key in sizes])
+        for key in sizes.keys() & set(self._files.names(RESTORED)):
+            self._files.discard(f"{RESTORED}/{key}", STAGE_FILE)
+
+    def adopt(self, key: str, folder: Path, *, restored: bool = False) -> bool:
+        """Publishes a stage that another study has finished; False if there is one already.
+
+        Its files are linked where that can be done, for no published file is ever written to, and copied elsewhere.
+        """
+        place = f"{RESTORED}/{key}" if restored else _place(key)
+        if self._files.has(place, STAGE_FILE):
+            return False
+        self._files.prepare((*FOLDERS, RESTORED) if restored else FOLDERS)
+        staging = self._files.staging(f"{key[:16]}.{uuid.uuid4().hex}")
+        try:
+            shutil.copytree(folder, staging, copy_function=_linked)
+            return self._files.publish(staging, place, STAGE_FILE) is not None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def sizes(self, folder: str = "") -> dict[str, Size]:
+        """All files of the study, or in one of its folders, by their names in it."""
+        with self._reading(folder):
+            return self._files.sizes(folder)
+
+    def names(self, folder: str = "") -> list[str]:
+        """What the study's folder holds, or one of its folders, sorted."""
+        with self._reading(folder):
+            return self._files.names(folder)
+
+    def erase(self) -> None:
+        """Removes the study, with everything that is in its folder."""
+        self._files.erase("study.json")
 
     def has(self, key: str) -> bool:
         """Whether a stage is published; nothing of it is read."""
@@ -133,7 +201,7 @@ class StageStore:
     def keys(self) -> list[str]:
         """The keys of all published stages, sorted."""
         with self._reading("stages"):
-            return [name for name in self._files.published("stages", STAGE_FILE) if re.fullmatch(KEY, name)]
+            return [name for name in self._files.published("stages", STAGE_FILE) if KEY.fullmatch(name)]
 
     def stage(self, key: str) -> Stage:
         """The record of a published stage."""
@@ -196,10 +264,13 @@ class StageStore:
         """Keeps how a trial ended; of a trial that ended more than once, the last time."""
         self.write_json(f"trials/{trial.index}.json", trial.model_dump(mode="json"))
 
-    def trials(self) -> list[TrialRecord]:
-        """How the trials of the search ended, in the order of their proposals."""
-        with self._reading("trials"):
-            names = [f"trials/{name}" for name in self._files.names("trials") if name.endswith(".json")]
+    def trials(self, indices: Sequence[int] | None = None) -> list[TrialRecord]:
+        """How the trials of the search ended, or some of them, in the order of their proposals."""
+        if indices is not None:
+            names = [f"trials/{index}.json" for index in indices]
+        else:
+            with self._reading("trials"):
+                names = [f"trials/{name}" for name in self._files.names("trials") if name.endswith(".json")]
         self._files.read_ahead(names)
         found = [self._read(name, TrialRecord) for name in names]
         return sorted((one for one in found if one is not None), key=lambda one: one.index)
@@ -262,10 +333,13 @@ class StageStore:
 
     def _read(self, name: str, kind: type[RecordT]) -> RecordT | None:
         content = self.read_bytes(name)
-        return None if content is None else _parsed(content, self.root / name, kind)
+        if content is None:
+            return None
+        with suppress(ValidationError):
+            return kind.model_validate_json(content)
+        return _parsed(content, self.root / name, kind)
 
     def _record(self, key: str, name: str, kind: type[RecordT]) -> RecordT:
-        path = self.root / _place(key) / name
         try:
             record = self._read(f"{_place(key)}/{name}", kind)
         except DamagedRecord as error:
@@ -273,9 +347,9 @@ class StageStore:
         if record is None and not self.has(key):
             raise InvalidInput(f"{self.root}: has no stage {key}")
         if record is None:
-            raise DamagedStage(f"{path}: missing; {AGAIN}")
+            raise DamagedStage(f"{self.root / _place(key) / name}: missing; {AGAIN}")
         if getattr(record, "key", None) != key:
-            raise DamagedStage(f"{path}: holds another stage's record; {AGAIN}")
+            raise DamagedStage(f"{self.root / _place(key) / name}: holds another stage's record; {AGAIN}")
         return record
 
     def _records(self, keys: Sequence[str], name: str, kind: type[RecordT]) -> Iterator[RecordT]:
@@ -285,6 +359,22 @@ class StageStore:
             for key in some:
                 with suppress(DamagedStage):
                     yield self._record(key, name, kind)
+
+    def _checked(self, key: str, place: str) -> Path | None:
+        folder = self._files.fetch(place, STAGE_FILE)
+        if folder is None or (self._name, place) in SOUND:
+            return folder
+        if self._problem(folder, key) is not None:  # of a copy it may be the copy's fault
+            folder = self._files.fetch(place, STAGE_FILE, anew=True)
+        problem = None if folder is None else self._problem(folder, key)
+        if problem is not None:
+            raise DamagedStage(f"{self.root / place}: {problem}; {AGAIN}")
+        SOUND.add((self._name, place))
+        return folder
+
+    def _problem(self, folder: Path, key: str) -> str | None:
+        lacks_weights = not (folder / WEIGHTS_FILE).exists()
+        return _problem(folder, key, without=WEIGHTS_FILE if lacks_weights and self.collected.has(key) else None)
 
     def _sound_folder(self, key: str) -> Path | None:
         try:
@@ -307,14 +397,14 @@ class StageStore:
     def _staging(self, key: str, owner: Owner) -> Path:
         return self._files.staging(f"{key[:16]}.{owner.token}")
 
-    def _compute(self, key: str, claim: Claim, compute: Callable[[Path], None]) -> Path | None:
+    def _compute(self, key: str, claim: Claim, compute: Callable[[Path], None], place: str) -> Path | None:
         staging = self._staging(key, claim.owner)
         try:
             staging.mkdir(parents=True)
             compute(staging)
             stage = _sealed(staging)
             assert stage.key == key, f"{staging}: compute left the record of {stage.key}"
-            return self._publish(key, claim, staging)
+            return self._publish(key, claim, staging, place)
         except Exception as error:
             if is_full(error) and not isinstance(error, StorageFault):
                 raise full(getattr(error, "filename", None) or staging) from error
@@ -322,12 +412,12 @@ class StageStore:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _publish(self, key: str, claim: Claim, staging: Path) -> Path | None:
-        folder = self._files.publish(staging, _place(key), STAGE_FILE) if claim.held() else None
+    def _publish(self, key: str, claim: Claim, staging: Path, place: str) -> Path | None:
+        folder = self._files.publish(staging, place, STAGE_FILE) if claim.held() else None
         if folder is None:
             self.write_json(f"duplicates/{key}.{claim.owner.token}.json", {"key": key, **whereabouts()})
         else:
-            SOUND.add((self._name, key))
+            SOUND.add((self._name, place))
         return folder
 
     def _cleared(self, key: str, claim: Claim) -> bool:
@@ -364,6 +454,13 @@ def _lives(current: Sighting, first: Sighting | None) -> bool:
     return life_of(current.owner) == "alive" or (first is not None and current != first)
 
 
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 def _whose(owner: Owner | None) -> str:
     return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
 
@@ -397,8 +494,8 @@ def _sealed(staging: Path) -> Stage:
     return stage
 
 
-def _problem(folder: Path, key: str) -> str | None:
-    """What is wrong with a published stage, or None."""
+def _problem(folder: Path, key: str, *, without: str | None) -> str | None:
+    """What is wrong with a published stage, or None. The file `without` is not looked for."""
     try:
         stage = _parsed((folder / STAGE_FILE).read_bytes(), STAGE_FILE, Stage)
         if stage.key != key:
@@ -408,7 +505,7 @@ def _problem(folder: Path, key: str) -> str | None:
                 _parsed((folder / POINT_FILE).read_bytes(), POINT_FILE, Point)
             return None
         for name, digest in stage.files.items():
-            if _digest(folder / name) != digest:
+            if name != without and _digest(folder / name) != digest:
                 return f"{name} is not what was published"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

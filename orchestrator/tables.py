@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FLOPS_MEANS = "flops: multiply-accumulates of convolutions and linear layers, batch 1"
 ACCURACY_MEANS = "accuracy: top-1 on the validation split"
 MEMBERS_SHOWN = 4
+BYTES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 SHORT, FOLDED = 12, 6  # characters: wider columns may fold, to no less than this
 
 
@@ -42,6 +43,12 @@ def number_text(value: float | None) -> str:
 
 def milliseconds_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def bytes_text(value: float) -> str:
+    """Bytes in powers of 1000, as `df -H` and disks' makers have them."""
+    unit, scale = next(((u, s) for u, s in BYTES if value >= s), ("bytes", 1))
+    return f"{value / scale:.3g} {unit}" if scale > 1 else f"{value:.0f} {unit}"
 
 
 def first_line(value: Any) -> str:

@@ -137,6 +137,16 @@ def test_many_trials_are_simulated(run: Run) -> None:
     assert "the search opened again" in {name for name, _ in questions}
 
 
+def test_many_points_are_asked_beside_pandas(run: Run, tmp_path: Path) -> None:
+    header, _, *rows = run("many_points", "--points", "60", "--times", "1", "--cold-times", "1")[1:]
+    assert cells(header)[0] == "question"
+    found = {row[0]: row[1:] for row in map(cells, rows[:-2])}
+    assert {"front", "status", "report", "ls", "gc --dry-run", "pandas on the index"} == found.keys()
+    assert all(float(found["front"][at]) > 0 for at in range(4))
+    assert found["pandas on the index"][0] == "-"
+    assert rows[-1] == "front and pandas find the same points: yes"
+
+
 @pytest.fixture
 def search_cost(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(BENCHMARKS)

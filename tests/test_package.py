@@ -95,8 +95,8 @@ def test_the_layers_are_those_of_the_design() -> None:
     layers = contract_named("Imports flow down only")
     assert layers["exhaustive"] is True
     assert layers["containers"] == ["orchestrator"]
-    upper = "__main__ > cli > commands > tables > search | takeout > trial | collector"
-    assert " > ".join(layers["layers"]) == f"{upper} > methods | training > network > store > claim > files > record"
+    upper = "__main__ > cli > commands > tables > search | takeout > trial | collector > methods | training"
+    assert " > ".join(layers["layers"]) == f"{upper} > network > store > retention > claim > files > record"
 
 
 def test_every_module_outside_search_is_kept_from_ray() -> None:

@@ -26,7 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
+from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
+from orchestrator.collector.trials import stopped_of, trials_of
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
 from orchestrator.store import (
@@ -73,6 +75,7 @@ SCHEMA = pa.schema(
 )
 REPEATED = ["kind", "model", "dataset", "method", "frozen_groups"]  # a few values again and again
 DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
+OF_POINTS = [name for name in SCHEMA.names if name in Point.model_fields]
 FAILURE_COLUMNS = [
     "key",
     "reason",
@@ -114,6 +117,8 @@ class Status:
     best_at: dict[float, float | None]
     train_flops: float
     seconds: float
+    disk: Disk
+    models: tuple[str, ...]  # with several, flops_kept is of each one's own dense network
 
 
 class Study:
@@ -137,6 +142,10 @@ class Study:
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    def index(self) -> pa.Table:
+        """One row for each published stage that can be read, in the order of their keys: the columns of SCHEMA."""
+        return self._table()
 
     def points(self) -> pd.DataFrame:
         """All points, the oldest first: one row each, with the columns of SCHEMA."""
@@ -191,11 +200,11 @@ class Study:
 
     def status(self) -> Status:
         """How far the study is; answers from the first minute on."""
-        table, trials = self._table(), self.store.trials()
+        table, trials = self._table(), trials_of(self.store)
         points = _points(table)
         accuracy, flops_kept = points["accuracy"].to_numpy(), points["flops_kept"].to_numpy()
         costs = dict(zip(table["key"].to_pylist(), table["train_flops"].to_pylist(), strict=True))
-        uses = Counter(key for trial in trials for key in trial.stages if key in costs)
+        uses = Counter(key for key in pc.list_flatten(trials["stages"]).to_pylist() if key in costs)
         return Status(
             path=self.path,
             driver=self.store.occupant("driver"),
@@ -204,7 +213,7 @@ class Study:
             failures=len(self.failures()),
             duplicates=self.store.duplicates(),
             trials=len(trials),
-            stopped={trial.index: trial.stopped for trial in trials if trial.stopped is not None},
+            stopped=stopped_of(trials),
             reused=uses.total() - len(uses),
             train_flops_saved=math.fsum(costs[key] * (count - 1) for key, count in uses.items()),
             damaged=(*self.damaged.values(), *map(str, self.store.damaged())),
@@ -212,6 +221,8 @@ class Study:
             best_at=best_at(accuracy, flops_kept),
             train_flops=math.fsum(table["train_flops"].to_pylist()),
             seconds=math.fsum(table["seconds"].to_pylist()),
+            disk=disk_of(self.store, table["key"].to_pylist()),
+            models=tuple(sorted(pc.unique(points["model"]).to_pylist())),
         )
 
     def export(self, key: str, output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -221,10 +232,10 @@ class Study:
         Raises InvalidInput if the weights were not kept, or if the folder holds anything else.
         """
         full_key = self._full_key(key)
-        folder, point = self.store.folder(full_key), self.store.point(full_key)
-        assert folder is not None, full_key
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
+        folder, point = self.store.weights(full_key), self.store.point(full_key)
+        if folder is None:
+            place = self.path / "stages" / full_key / WEIGHTS_FILE
+            raise InvalidInput(f"{place}: the weights of this point were not kept; trial.restore computes them again")
         sources = [folder / name for name in (WEIGHTS_FILE, MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE)]
         try:
             return _copy([source for source in sources if source.is_file()], Path(output_dir), point.key)
@@ -373,10 +384,11 @@ def _figures(row: Mapping[str, Any]) -> str:
 
 
 def _point_row(point: Point) -> Row:
-    row = point.model_dump(mode="json", exclude={"cost", "path_cost"})
+    row: Row = dict.fromkeys(SCHEMA.names)
+    row.update((name, getattr(point, name)) for name in OF_POINTS)
     row.update(train_flops=float(point.cost.train_flops), seconds=point.cost.seconds)
     row.update(path_train_flops=float(point.path_cost.train_flops), path_seconds=point.path_cost.seconds)
-    return {name: row.get(name) for name in SCHEMA.names}
+    return row
 
 
 def _stage_row(stage: Stage) -> Row:

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from orchestrator.commands.arguments import RESULTS, MaxFlops, MinAccuracy, Storage, StudyName, limit, open_study
+from orchestrator.commands.keeping import bring_back
 from orchestrator.record import InvalidInput
 from orchestrator.tables import (
     ACCURACY_MEANS,
     CELLS,
     FLOPS_MEANS,
+    bytes_text,
     facts_of,
     first_line,
     flops_text,
@@ -38,6 +40,7 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
     asked = open_study(study, storage)
     now = asked.status()
     driver = "not running" if now.driver is None else f"run by process {now.driver.pid} on {now.driver.host}"
+    own = "; flops_kept of each model's own dense network" if len(now.models) > 1 else ""
     facts = {
         "study": str(now.path),
         "search": driver,
@@ -46,10 +49,15 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         "reuse": f"{sum(now.stages.values())} stages computed, {now.reused} found finished",
         "points": str(now.points),
         "failures": str(now.failures),
-        "hypervolume": f"{now.hypervolume:.4f} (flops_kept below 1, accuracy above 0)",
+        "hypervolume": f"{now.hypervolume:.4f} (flops_kept below 1, accuracy above 0{own})",
         "train_flops": f"{flops_text(now.train_flops)}; {flops_text(now.train_flops_saved)} saved by reuse",
         "seconds": f"{now.seconds:.1f}",
+        "disk": f"{bytes_text(now.disk.weights)} weights, {bytes_text(now.disk.records)} records",
     }
+    if now.disk.collected:
+        facts["collected"] = (
+            f"the weights of {now.disk.collected} stages; they are computed again where they are needed"
+        )
     if now.damaged:
         facts["damaged"] = f"{len(now.damaged)} stages, see below"
     if now.duplicates:
@@ -114,6 +122,8 @@ def best(
         raise InvalidInput("give --max-flops, --min-accuracy or both")
     asked = open_study(study, storage)
     point = asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy)
+    if output is not None and point.key in asked.store.collected.bytes():
+        bring_back(asked, point.key)
     files = [] if output is None else asked.export(point.key, output)
     print_heading(f"{point.model} on {point.dataset}", FLOPS_MEANS, ACCURACY_MEANS)
     print_facts(facts_of(point))

@@ -10,7 +10,7 @@ No lock and no server: a few operations that either kind of storage can do whole
     s3.py        the way to its server, and what its errors mean
 """
 
-from orchestrator.files.interface import Files, Held
+from orchestrator.files.interface import Files, Held, Size
 from orchestrator.files.local import LocalFiles
 from orchestrator.files.patience import Patience, StorageFault, is_full, reason_of
 from orchestrator.files.places import Place, Uri, located
@@ -21,6 +21,7 @@ __all__ = [
     "LocalFiles",
     "Patience",
     "Place",
+    "Size",
     "StorageFault",
     "Uri",
     "is_full",

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from orchestrator.files.patience import Patience
 from orchestrator.files.places import Place
@@ -12,6 +12,14 @@ from orchestrator.files.places import Place
 P = ParamSpec("P")
 T = TypeVar("T")
 FilesT = TypeVar("FilesT", bound="Files")
+
+
+class Size(NamedTuple):
+    """What a file takes on the disk, and which writing of it this is."""
+
+    bytes: int
+    mark: str  # changes when the file does
+    shared: bool = False  # another folder has the same file, by a hard link: to remove one of the two frees nothing
 
 
 class Held(Protocol):
@@ -104,6 +112,21 @@ class Files(ABC):
     @abstractmethod
     def move(self, name: str, target: str, last: str) -> None:
         """Move a published folder to where none is; it is no longer published before it is anywhere else."""
+
+    @abstractmethod
+    def discard(self, name: str, last: str) -> None:
+        """Remove a published folder; it is no longer published before anything of it is gone."""
+
+    @abstractmethod
+    def erase(self, last: str) -> None:
+        """Remove everything, the root too. On object storage the file `last` is the last to go."""
+
+    @abstractmethod
+    def sizes(self, folder: str) -> dict[str, Size]:
+        """All files in a folder and in its folders, by their names in it; a file's own size under the name "".
+
+        Nothing if it is not there.
+        """
 
     @abstractmethod
     def read_ahead(self, names: Sequence[str]) -> None:

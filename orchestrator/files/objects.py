@@ -19,7 +19,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from orchestrator.files.interface import Files, patient
+from orchestrator.files.interface import Files, Size, patient
 from orchestrator.files.patience import Patience
 from orchestrator.files.places import Uri
 from orchestrator.files.s3 import as_os_errors, check_bucket, connect, is_precondition
@@ -159,6 +159,27 @@ class ObjectFiles(Files):
             self._s3.call_s3("delete_object", Bucket=self.root.bucket, Key=key)
 
     @remote
+    def discard(self, name: str, last: str) -> None:
+        """One request for each file, and one more."""
+        self._delete_all(self._prefix(name), f"{name}/{last}", last_first=True)
+        shutil.rmtree(self._copy_of(name), ignore_errors=True)
+
+    @remote
+    def erase(self, last: str) -> None:
+        """One request for each file, and one for each thousand."""
+        self._delete_all(self._prefix(""), last, last_first=False)
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+    @remote
+    def sizes(self, folder: str) -> dict[str, Size]:
+        """One request for each thousand files."""
+        prefix = self._prefix(folder)
+        found = {
+            f"{one['Key']}/": Size(int(one["Size"]), str(one["ETag"])) for one in self._objects(prefix.rstrip("/"))
+        }
+        return {key[len(prefix) : -1]: size for key, size in found.items() if key.startswith(prefix)}
+
+    @remote
     def read_ahead(self, names: Sequence[str]) -> None:
         """One request each, many at a time."""
         self._ahead.clear()
@@ -200,12 +221,26 @@ class ObjectFiles(Files):
         reply = self._s3.call_s3("put_object", Bucket=self.root.bucket, Key=self._key(name), Body=content, **conditions)
         return str(reply["ETag"])
 
+    def _delete_all(self, prefix: str, last: str, *, last_first: bool) -> None:
+        own = self._key(last)
+        keys = sorted(self._listed(prefix), key=lambda key: (key == own) != last_first)
+        for key in keys:
+            self._s3.call_s3("delete_object", Bucket=self.root.bucket, Key=key)
+
     def _listed(self, prefix: str, **options: Any) -> Iterator[str]:
         """Keys of objects; with a delimiter also the prefixes that stand for folders."""
-        while True:
-            page = self._s3.call_s3("list_objects_v2", Bucket=self.root.bucket, Prefix=prefix, **options)
+        for page in self._pages(prefix, **options):
             yield from (one["Key"] for one in page.get("Contents", ()))
             yield from (one["Prefix"] for one in page.get("CommonPrefixes", ()))
+
+    def _objects(self, prefix: str) -> Iterator[dict[str, Any]]:
+        for page in self._pages(prefix):
+            yield from page.get("Contents", ())
+
+    def _pages(self, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            page = self._s3.call_s3("list_objects_v2", Bucket=self.root.bucket, Prefix=prefix, **options)
+            yield page
             if not page.get("IsTruncated"):
                 return
             options["ContinuationToken"] = page["NextContinuationToken"]

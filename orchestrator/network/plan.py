@@ -60,6 +60,19 @@ class Plan:
             kept[name] = tuple(mine[p] for p in positions) if mine is not None else positions
         return Plan(kept=kept)
 
+    def since(self, before: "Plan") -> "Plan":
+        """What came after `before`: before.then(self.since(before)) is this plan. Raises PlanMismatch if none did."""
+        kept = {}
+        for name, positions in self.kept.items():
+            place = {position: at for at, position in enumerate(before.kept.get(name, ()))}
+            if place and not place.keys() >= set(positions):
+                raise PlanMismatch(f"plan: {name} keeps channels that the plan before it does not")
+            if len(positions) != len(place):
+                kept[name] = tuple(place[position] for position in positions) if place else positions
+        if before.kept.keys() - self.kept.keys():
+            raise PlanMismatch(f"plan: {min(before.kept.keys() - self.kept.keys())} is whole; before it was not")
+        return Plan(kept=kept)
+
     def exact_only(self, coupling: Coupling) -> "Plan":
         """Without the groups for which cutting is not the same as zeroing."""
         return Plan(kept={n: p for n, p in self.kept.items() if coupling.by_name[n].exact})

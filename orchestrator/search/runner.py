@@ -245,6 +245,8 @@ def _bind(store: StageStore, space: SearchSpace) -> None:
     if there is None:
         store.write_json(STUDY_FILE, {"name": space.name, "definition": space.definition(), "created": now()})
         return
+    if isinstance(there, dict) and "merged" in there:
+        raise InvalidInput(f"{store.root}: was merged of several studies, and is not searched; search in one of these")
     if not isinstance(there, dict) or not isinstance(there.get("definition"), dict):
         raise InvalidInput(f"{store.root / STUDY_FILE}: damaged (no definition)")
     difference = next(_differences(there["definition"], space.definition()), None)

@@ -15,7 +15,7 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
 from orchestrator.trial.checking import check
 from orchestrator.trial.networks import Network, rebuild, replay_cut
 from orchestrator.trial.path import VERSIONS, Step
-from orchestrator.trial.running import run
+from orchestrator.trial.running import restore, run
 from orchestrator.trial.time_limit import TimeLimit
 
-__all__ = ["VERSIONS", "Network", "Step", "TimeLimit", "check", "rebuild", "replay_cut", "run"]
+__all__ = ["VERSIONS", "Network", "Step", "TimeLimit", "check", "rebuild", "replay_cut", "restore", "run"]

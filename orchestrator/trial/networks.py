@@ -14,8 +14,8 @@ from orchestrator.methods import Budget, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, cut, random_plan
 from orchestrator.network.architectures import build
 from orchestrator.network.latency import Latency, latency
-from orchestrator.network.weights import load_weights_
-from orchestrator.record import FrozenGroup, Schedule, TrialSpec, seed_of
+from orchestrator.network.weights import UnfitWeights, load_weights_
+from orchestrator.record import FrozenGroup, InvalidInput, Schedule, TrialSpec, seed_of
 from orchestrator.store import PLAN_FILE, WEIGHTS_FILE, StageStore
 from orchestrator.training.batches import Batches
 from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
@@ -26,6 +26,13 @@ from orchestrator.trial.path import Setting, steps
 from orchestrator.trial.verified import verified
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
+
+
+class Collected(InvalidInput):
+    """A finished stage whose weights were collected: they have to be computed again first."""
+
+    def __init__(self, store: StageStore, key: str) -> None:
+        super().__init__(f"{store.root}: the weights of stage {key[:12]} were collected; trial.restore computes them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,7 @@ class Network:
 def rebuild(spec: TrialSpec, store: StageStore, key: str, *, device: str = "cpu") -> Network:
     """The network of a finished stage on the path of this spec: architecture, plan and weights put together.
 
-    Raises KeyError if the stage is not in the store.
+    Raises KeyError if the stage is not in the store, Collected if its weights are not.
     """
     if store.folder(key) is None:
         raise KeyError(key)
@@ -83,6 +90,10 @@ class Networks:
         self.device = devices[0]  # all but training is done here
         self._dense_key = dense_key
 
+    def anew(self) -> "Networks":
+        """The same, before anything was trained."""
+        return Networks(self.setting, self._dense_key, self.store, self.devices)
+
     @cached_property
     def dense(self) -> Network:
         """The dense network with the weights that its stage's key gives, whichever trial computes it; verified."""
@@ -99,11 +110,17 @@ class Networks:
 
     def of(self, key: str) -> Network:
         """A finished stage's network, rebuilt: architecture, plan, weights."""
-        folder = self.store.folder(key)
-        assert folder is not None, key
+        folder = self.store.weights(key)
+        if folder is None:
+            raise Collected(self.store, key)
         plan = Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
         model = cut(self.dense.model, self.dense.coupling, plan)
-        load_weights_(model, folder / WEIGHTS_FILE)
+        try:
+            load_weights_(model, folder / WEIGHTS_FILE)
+        except UnfitWeights as error:
+            if self.store.weights(key) is None:  # collected in this very moment
+                raise Collected(self.store, key) from error
+            raise
         return Network(model=model, coupling=self.dense.coupling.restrict(plan), plan=plan)
 
     def given(self, weights: Path) -> Network:
@@ -151,16 +168,28 @@ class Networks:
         data = self.setting.data
         return latency(network.model, data.input_shape, batch=self.setting.spec.latency_batch, device=self.device)
 
+    def _recorded(self, key: str) -> Plan | None:
+        """The plan from the dense network to that of a finished stage."""
+        folder = self.store.folder(key)
+        return None if folder is None else Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
+
     def _subject(self, network: Network, key: str) -> Subject:
         return _subject(self.setting, network.model, network.coupling, seed_of(key))
 
     def _pruned(self, network: Network, key: str) -> Network:
-        """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again."""
+        """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again.
+
+        What a finished stage has chosen holds, however another machine would round what it chose by.
+        """
         spec, method = self.setting.spec, self.setting.method
         flops = CostTable(network.coupling).flops()
         budget = Budget(flops=int(flops * (1 - spec.pruning_ratio)), group_cap=spec.group_cap, round_to=spec.round_to)
 
+        recorded = self._recorded(key)
+
         def choose(coupling: Coupling) -> Plan:
+            if recorded is not None:
+                return recorded.since(network.plan)
             return method.choose(self._subject(replace(network, coupling=coupling), key), budget)
 
         found = verified(network.model, network.coupling, choose, example_of(self.setting.data))

@@ -18,6 +18,7 @@ from orchestrator.record import (
     Cost,
     Failure,
     FailureReason,
+    InvalidInput,
     Outcome,
     Point,
     Stage,
@@ -29,12 +30,13 @@ from orchestrator.record import (
 from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore, write_record
 from orchestrator.training.batches import preprocessing_of
 from orchestrator.training.loop import Diverged
-from orchestrator.trial.networks import Network, Networks, devices_of
+from orchestrator.trial.networks import Collected, Network, Networks, devices_of
 from orchestrator.trial.path import Setting, Step, steps
 from orchestrator.trial.provenance import commit
 from orchestrator.trial.time_limit import TimeLimit, watched
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # PyTorch on a CPU, cuBLAS and cuDNN: plain RuntimeErrors
+CHANCES = 3  # how often weights may be collected between being found and being loaded
 
 
 class FailedStage(Exception):
@@ -93,6 +95,23 @@ def run(
     )
 
 
+def restore(spec: TrialSpec, store: StageStore, key: str, *, device: str | Sequence[str] = "cpu") -> Path:
+    """The folder with the weights of a finished stage of this trial; where they were collected, computes them again.
+
+    What the study has recorded of the stage stays: its plan, so that flops and params hold exactly, its accuracy and
+    its cost. The weights are the same bytes on the same machine; on another one they may differ by rounding, and
+    the records beside them, in restored/, tell the accuracy that these weights have.
+    Raises InvalidInput if the trial has no such stage, or if none was finished; FailedStage if it diverges this time.
+    """
+    trial = _Trial(spec, store, device, None)
+    if key not in trial.keys or not store.has(key):
+        raise InvalidInput(f"{store.root}: stage {key[:12]} is no finished one of this trial")
+    trial.bring_back(key)
+    folder = store.weights(key)
+    assert folder is not None, key
+    return folder
+
+
 def _prepared(
     spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
 ) -> "_Trial":
@@ -111,12 +130,12 @@ class _Trial:
     ) -> None:
         self.setting, self.store, self.time_limit = Setting.of(spec), store, time_limit
         self.steps = tuple(steps(self.setting))
+        self.keys = [step.key for step in self.steps]
         self.networks = Networks(self.setting, self.steps[0].key, store, devices_of(device))
         self.passed: list[str] = []
         self.computed: list[str] = []
         self.reused: list[str] = []
         self.at: Step | None = None  # the stage under way
-        self.path_cost = Cost()
 
     def points(self) -> Iterator[Point]:
         for step in self.steps:
@@ -124,21 +143,46 @@ class _Trial:
             _, computed = self.store.obtain(step.key, partial(self._compute, step))
             self.passed.append(step.key)
             (self.computed if computed else self.reused).append(step.key)
-            self.path_cost = self.path_cost + self.store.stage(step.key).cost
             if step.kind != "sparse":
                 yield self.store.point(step.key)
 
     def _compute(self, step: Step, folder: Path) -> None:
+        for chance in range(1, CHANCES + 1):
+            try:
+                return self._compute_once(step, folder)
+            except Collected:  # found, and gone before they were loaded: nothing was trained yet
+                if chance == CHANCES:
+                    raise
+
+    def _compute_once(self, step: Step, folder: Path) -> None:
         spec = self.setting.spec
         _not_again(self.store, step.key, spec, self.time_limit)
         expired = _recorder(spec, self.store, step.key, f"the {step.kind} stage {step.key[:12]}")
         try:
+            self.bring_back(step.parent)
             with watched(self.time_limit, expired):
                 {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
         except Diverged as error:  # recorded while the stage is claimed, so that whoever waits for it need not try
             failure = _failure(spec, step.key, error)
             self.store.record_failure(failure)
             raise FailedStage(failure) from error
+
+    def bring_back(self, key: str | None) -> None:
+        """Make sure of the weights of a finished stage: where they were collected, compute them again.
+
+        So are those of the stages before it, as far as they must. A claim is only ever waited for by who holds those of
+        later stages: nobody waits in a circle.
+        """
+        if key is None or self.store.weights(key) is not None:
+            return
+        step = next(step for step in self.steps if step.key == key)
+        if step.kind == "dense":  # trained in place: begin with a network that was not
+            self.networks = self.networks.anew()
+        self.store.restore(key, partial(self._compute, step))
+
+    def _before(self, step: Step) -> list[str]:
+        """The keys of the stages that come before this one."""
+        return self.keys[: self.keys.index(step.key)]
 
     # -- the three kinds of stages -------------------------------------------------------------------------------
 
@@ -241,7 +285,7 @@ class _Trial:
             params=table.params(),
             flops_kept=flops / self.networks.dense_flops,
             cost=cost,
-            path_cost=self.path_cost + cost,
+            path_cost=sum((self.store.stage(key).cost for key in self._before(step)), Cost()) + cost,
             created=now(),
             **settings,
             **measured,

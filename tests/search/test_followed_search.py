@@ -30,6 +30,7 @@ from orchestrator.search.space import Resources, SearchSpace
 from orchestrator.store import StageStore
 
 DRIVER = Path(__file__).with_name("tracking_driver.py")
+pytestmark = pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")  # MLflow 3.17 with SQLAlchemy 2.1
 BROKEN = "the broken one: nobody answers; the search goes on without it"
 
 
