@@ -7,18 +7,22 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from orchestrator.commands.asking import best, front, status
+from orchestrator.commands.confirming import confirm
 from orchestrator.commands.exporting import export
 from orchestrator.commands.inspecting import inspect
 from orchestrator.commands.keeping import gc, ls, merge, rm
 from orchestrator.commands.reporting import plot, report, watch
+from orchestrator.commands.rerunning import rerun
 from orchestrator.commands.searching import search
 from orchestrator.record import InvalidInput
 
 COMMANDS = (  # in the order that --help has
     search,
+    rerun,
     status,
     front,
     best,
+    confirm,
     export,
     plot,
     report,

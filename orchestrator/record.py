@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 StageKind = Literal["dense", "sparse", "cut"]
 FailureReason = Literal["diverged", "out_of_memory", "timed_out", "budget", "storage", "error"]
+Arm = Literal["pruned", "dense", "scratch"]
 Option = bool | int | float | str
 Share = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)]
@@ -64,6 +65,20 @@ class TrialSpec(Record):
     recovery: Schedule  # the training without it, after each cut
 
 
+class ArmSpec(TrialSpec):
+    """One model of a confirmation: a frontier point's path walked anew, or a control under the same train_flops.
+
+    "pruned" is what the path ends with; "scratch" has its widths and random weights; "dense" is the whole network. The
+    other fields are those of the path, with its schedules at their full length.
+    """
+
+    point: str  # key of the frontier point in the study
+    path: str  # key of the path's last stage; it stands for all that determines the path
+    arm: Arm
+    with_validation: bool = False  # trained on the validation split too
+    length: Annotated[FiniteFloat, Field(gt=0.0)] = 1.0  # epochs, as a multiple of the search's
+
+
 class Cost(Record):
     """What was spent. train_flops = forward flops x samples x 3, which no noisy machine distorts."""
 
@@ -97,6 +112,30 @@ class Point(Record):
     latency_batch: int | None = None
     cost: Cost  # of this stage alone
     path_cost: Cost  # of this stage and all before it on its path
+    created: str
+
+
+class Measured(Record):
+    """One model of a confirmation as it was measured, once, on the test split; `accuracy` is on the validation split.
+
+    It is no Point: what was confirmed never enters a search's frontier.
+    """
+
+    key: str
+    parent: str | None
+    kind: Literal["dense", "cut"]
+    iteration: Annotated[int, Field(ge=0)]
+    model: str
+    dataset: str
+    seed: int
+    flops: Annotated[int, Field(ge=0)]
+    params: Annotated[int, Field(ge=0)]
+    flops_kept: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)]
+    test_accuracy: Share
+    accuracy: Share | None  # None where the model was trained on the validation split
+    epochs: Annotated[int, Field(ge=0)]  # of all training that led to it
+    cost: Cost  # of this stage alone
+    path_cost: Cost  # of all training that led to it
     created: str
 
 
@@ -166,6 +205,15 @@ class TrialRecord(Record):
     stages: tuple[str, ...]  # the keys of those that it passed, in order
     failure: str | None = None
     stopped: str | None = None
+    created: str
+
+
+class ArmRecord(Record):
+    """How one arm of a confirmation ended. The last of its stages is the model that was measured."""
+
+    spec: ArmSpec
+    stages: tuple[str, ...]
+    failure: str | None = None
     created: str
 
 

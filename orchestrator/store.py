@@ -6,6 +6,8 @@
            claims/<name>/        who computes a stage, or drives the search, at the moment (see claim.py)
            failures/<key>.json   the stages that could not be finished
            trials/<index>.json   how each trial of the search ended
+           confirmed/            a store of the same layout, of the models that were confirmed; there every model has
+                                 tested.json in place of point.json, and arms/<name>.json says which is which
            duplicates/           a note for every stage that was computed twice in spite of all that
            damaged/              stages that were found torn or altered, each with a note; they are computed again
            collected/, restored/ weights that were removed on purpose, and those needed again (see retention.py)
@@ -30,13 +32,25 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.claim import Claim, Owner, Sighting, Timing, Watch, life_of, sight, try_claim
 from orchestrator.files import Patience, Size, StorageFault, Uri, is_full, located, open_files, reason_of
 from orchestrator.files.patience import full
-from orchestrator.record import Failure, InvalidInput, Point, Record, Stage, TrialRecord, whereabouts
+from orchestrator.record import (
+    ArmRecord,
+    Failure,
+    InvalidInput,
+    Measured,
+    Point,
+    Record,
+    Stage,
+    TrialRecord,
+    whereabouts,
+)
 from orchestrator.retention import RESTORED, Collected
 
 STAGE_FILE = "stage.json"
 POINT_FILE = "point.json"
+TESTED_FILE = "tested.json"
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
+CONFIRMED = "confirmed"  # the folder of a study that holds its confirmations
 FOLDERS = ("stages", "staging", "claims", "failures", "trials")
 MODEL_FILE = "model.json"  # with the weights beside it, a point's folder is a model that orchestrator.load reads
 
@@ -211,6 +225,10 @@ class StageStore:
         """What a published `dense` or `cut` stage measured."""
         return self._record(key, POINT_FILE, Point)
 
+    def tested(self, key: str) -> Measured:
+        """What a published stage of a confirmation measured."""
+        return self._record(key, TESTED_FILE, Measured)
+
     def has_point(self, key: str) -> bool:
         """Whether a published stage measured something: a `sparse` stage does not."""
         return self._files.exists(f"{_place(key)}/{POINT_FILE}")
@@ -274,6 +292,19 @@ class StageStore:
         self._files.read_ahead(names)
         found = [self._read(name, TrialRecord) for name in names]
         return sorted((one for one in found if one is not None), key=lambda one: one.index)
+
+    def record_arm(self, arm: ArmRecord) -> None:
+        """Keeps how an arm of a confirmation ended; of one that ended more than once, the last time."""
+        spec = arm.spec
+        self.write_json(f"arms/{spec.point[:16]}.{spec.path[:16]}.{spec.arm}.json", arm.model_dump(mode="json"))
+
+    def arms(self) -> list[ArmRecord]:
+        """How the arms of the confirmations ended, the oldest first."""
+        with self._reading("arms"):
+            names = [f"arms/{name}" for name in self._files.names("arms") if name.endswith(".json")]
+        self._files.read_ahead(names)
+        found = [self._read(name, ArmRecord) for name in names]
+        return sorted((one for one in found if one is not None), key=lambda one: (one.created, one.spec.path))
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[Claim]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 FLOPS_MEANS = "flops: multiply-accumulates of convolutions and linear layers, batch 1"
 ACCURACY_MEANS = "accuracy: top-1 on the validation split"
+CONFIRMED_MEANS = (
+    "test_accuracy: top-1 on the test split, trained anew from fresh seeds: mean ± deviation of the sample"
+)
+OPTIMISM_MEANS = "optimism: accuracy on the validation split when the search found the point, less that mean"
 MEMBERS_SHOWN = 4
 BYTES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 SHORT, FOLDED = 12, 6  # characters: wider columns may fold, to no less than this
@@ -68,6 +72,20 @@ CELLS: dict[str, Callable[[Any], str]] = {
 }
 
 
+MEAN, DEVIATION = "test_accuracy_mean", "test_accuracy_deviation"
+CONFIRMED_CELLS: dict[str, Callable[[Any], str]] = {
+    "key": lambda key: str(key)[:SHORT],
+    "arm": str,
+    "seeds": str,
+    "test_accuracy": str,
+    "optimism": lambda value: "-" if math.isnan(value) else f"{value:+.4f}",
+    "flops": flops_text,
+    "params": flops_text,
+    "train_flops_mean": flops_text,
+    "with_validation": lambda value: "yes" if value else "no",
+}
+
+
 def facts_of(point: Point) -> dict[str, str]:
     return {
         "flops": f"{flops_text(point.flops)} (flops_kept {point.flops_kept:.4f})",
@@ -92,13 +110,38 @@ def _latency_text(point: Point) -> str:
 def print_front(study: "Study", found: "pd.DataFrame") -> None:
     print_heading(f"Frontier of {study.path}", FLOPS_MEANS, ACCURACY_MEANS)
     measured = {"latency_ms": milliseconds_text} if found["latency_ms"].notna().any() else {}
-    print_frame(found, {**CELLS, **measured})
+    marked: dict[str, Callable[[Any], str]] = {}
+    if found["confirmed_test_accuracy"].notna().any():
+        pairs = zip(found["confirmed_test_accuracy"], found["confirmed_deviation"], strict=True)
+        found = found.assign(confirmed=[confirmed_text(*pair) for pair in pairs])
+        print_heading(f"confirmed: {CONFIRMED_MEANS.removeprefix('test_accuracy: ')}")
+        marked = {"confirmed": str}
+    print_frame(found, {**CELLS, **measured, **marked})
     if found.empty:
         typer.echo("no point of the frontier is within these limits")
         return
     budget = flops_text(found["flops"].iloc[len(found) // 2] * 1.005).replace(" ", "")
     command = ["orchestrator", "best", str(study.path), "--max-flops", budget, "--output", "DIR"]
     typer.echo(f"take a model out: {shlex.join(command)}")
+
+
+def confirmed_text(mean: float, deviation: float) -> str:
+    """A confirmed accuracy: mean and, of two seeds or more, the sample's deviation; "-" where there is none."""
+    return share_text(mean) + ("" if math.isnan(deviation) else f" ± {deviation:.4f}")
+
+
+def seeds_text(count: int) -> str:
+    return f"{count} seed" + ("" if count == 1 else "s")
+
+
+def print_confirmed(study: "Study", found: "pd.DataFrame", notes: Iterable[str] = ()) -> None:
+    print_heading(f"Confirmed points of {study.path}", FLOPS_MEANS, CONFIRMED_MEANS, OPTIMISM_MEANS)
+    if found["with_validation"].any():
+        print_heading("trained on train and validation: those with_validation")
+    texts = [confirmed_text(*pair) for pair in zip(found[MEAN], found[DEVIATION], strict=True)]
+    print_frame(found.assign(test_accuracy=texts), CONFIRMED_CELLS)
+    for note in notes:
+        typer.echo(note)
 
 
 def print_network(title: str, report: Mapping[str, Any]) -> None:

@@ -184,6 +184,36 @@ def test_search_cost_compares_what_was_spent(search_cost: Any) -> None:
     assert "To 95%, the script's median over this search's: 4.0." in lines
 
 
+@pytest.fixture
+def rerun_cost(search_cost: Any) -> Any:
+    return importlib.import_module("rerun_cost")
+
+
+def test_rerun_cost_searches_with_the_same_space_on_both_sides(rerun_cost: Any) -> None:
+    for name in ("usual", "wide"):
+        old, new = (rerun_cost.space_of(name, model, 3, 7) for model in (rerun_cost.OLD, rerun_cost.NEW))
+        definitions = [space.definition() for space in (old, new)]
+        assert [one["trial"].pop("model") for one in definitions] == ["cifarnet", "small_networks:small_resnet"]
+        assert definitions[0] == definitions[1]
+        assert (new.proposals.seed, new.budget.trials) == (3, 7)
+
+
+def test_rerun_cost_compares_both_ways(rerun_cost: Any) -> None:
+    def run(name: str, seed: int, *curve: tuple[int, int, float]) -> Any:
+        return rerun_cost.Run(name=name, seed=seed, curve=curve)
+
+    slow, quick, *others = rerun_cost.WAYS
+    runs = [run(slow, seed, (1, 10**9, 0.5), (4, 8 * 10**9, 0.96)) for seed in range(3)]
+    for name in (quick, *others):
+        runs += [run(name, seed, (1, (2 + seed) * 10**9, 0.96), (2, 5 * 10**9, 1.0)) for seed in range(3)]
+    lines = list(rerun_cost.table(runs))
+    never = "never (never to never)"
+    costs, trials = ["8 (8 to 8)"] * 2, ["4 (4 to 4)"] * 2
+    assert cells(lines[2]) == [slow, *costs, never, *trials, never, "3, 3, 0 of 3", "0.9600"]
+    assert cells(lines[3])[1:5] == ["3 (2 to 4)", "3 (2 to 4)", "5 (5 to 5)", "1 (1 to 1)"]
+    assert "To 95%, from nothing over rerun, medians of train_flops: 2.67." in lines
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_overhead_finds_the_same_stages_both_ways(run: Run) -> None:
     header, _, row = run("overhead", *["--trials", "2", "--seconds", "0.1", "--workers", "1", "--empty", "2"])

@@ -26,12 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
+from orchestrator.collector.confirmed import confirmed_frame
 from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
 from orchestrator.collector.trials import stopped_of, trials_of
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
 from orchestrator.store import (
+    CONFIRMED,
     MODEL_FILE,
     PLAN_FILE,
     POINT_FILE,
@@ -76,6 +78,10 @@ SCHEMA = pa.schema(
 REPEATED = ["kind", "model", "dataset", "method", "frozen_groups"]  # a few values again and again
 DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
 OF_POINTS = [name for name in SCHEMA.names if name in Point.model_fields]
+CONFIRMED_COLUMNS = {
+    "confirmed_test_accuracy": "test_accuracy_mean",
+    "confirmed_deviation": "test_accuracy_deviation",
+}  # of a frontier, after those of SCHEMA
 FAILURE_COLUMNS = [
     "key",
     "reason",
@@ -156,15 +162,26 @@ class Study:
         return _oldest_first(self._table()).to_pandas()
 
     def front(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> pd.DataFrame:
-        """The frontier within the limits, in ascending order of flops; the columns are those of points().
+        """The frontier within the limits, in ascending order of flops; the columns are those of points(), and two more.
 
+        confirmed_test_accuracy and confirmed_deviation are those of the pruned arm in confirmed(), NaN elsewhere.
         Raises EmptyStudy while there is no point at all.
         """
         points = self._some_points()
         tidy = np.argsort(points["params"].to_numpy(), kind="stable")  # of equal params, in the order of the keys
         accuracy, flops = (points[name].to_numpy()[tidy] for name in ("accuracy", "flops"))
         front = _frame(points.take(tidy[frontier_mask(accuracy, flops)])).sort_values("flops", ignore_index=True)
-        return _within(front, _flops_limit(max_flops), _accuracy_limit(min_accuracy)).reset_index(drop=True)
+        within = _within(front, _flops_limit(max_flops), _accuracy_limit(min_accuracy)).reset_index(drop=True)
+        return _marked(within, self.confirmed())
+
+    def confirmed(self) -> pd.DataFrame:
+        """What was measured on the test split, after training anew from fresh seeds: a row a point and arm.
+
+        The arms are "pruned", and the controls of the same train_flops, "dense" and "scratch". Columns: key of the
+        point, arm, seeds, test_accuracy_mean, test_accuracy_deviation (of the sample), flops, params, train_flops_mean,
+        optimism (the search's accuracy less the mean; pruned arm), with_validation. Empty where nothing was confirmed.
+        """
+        return confirmed_frame(StageStore(self.path / CONFIRMED), self._accuracy_of)
 
     def best(self, max_flops: float | str | None = None, min_accuracy: float | None = None) -> Point:
         """The most accurate point within a budget of flops; or, given only an accuracy, the cheapest that has it.
@@ -241,6 +258,13 @@ class Study:
             return _copy([source for source in sources if source.is_file()], Path(output_dir), point.key)
         except OSError as error:
             raise InvalidInput(f"{output_dir}: cannot be written ({error.strerror or error})") from error
+
+    def _accuracy_of(self, key: str) -> float:
+        """What the search measured; NaN where its point is gone."""
+        try:
+            return self.store.point(key).accuracy if self.store.has(key) else math.nan
+        except DamagedStage:
+            return math.nan
 
     def _some_points(self) -> pa.Table:
         points = _points(self._table())
@@ -394,6 +418,14 @@ def _point_row(point: Point) -> Row:
 def _stage_row(stage: Stage) -> Row:
     row = {**dict.fromkeys(SCHEMA.names), **stage.model_dump(include={"key", "parent", "kind", "created"})}
     return {**row, "train_flops": float(stage.cost.train_flops), "seconds": stage.cost.seconds}
+
+
+def _marked(front: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """A frontier with the confirmed figures of its points beside the search's."""
+    pruned = confirmed[confirmed["arm"] == "pruned"].set_index("key")
+    return front.assign(
+        **{name: front["key"].map(pruned[column]).astype("float64") for name, column in CONFIRMED_COLUMNS.items()}
+    )
 
 
 def _failure_row(failure: Failure) -> Row:

@@ -3,28 +3,38 @@
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.commands.arguments import RESULTS, MaxFlops, MinAccuracy, Storage, StudyName, limit, open_study
 from orchestrator.commands.keeping import bring_back
-from orchestrator.record import InvalidInput
+from orchestrator.record import InvalidInput, Point
 from orchestrator.tables import (
     ACCURACY_MEANS,
     CELLS,
+    DEVIATION,
     FLOPS_MEANS,
+    MEAN,
     bytes_text,
+    confirmed_text,
     facts_of,
     first_line,
     flops_text,
+    print_confirmed,
     print_facts,
     print_frame,
     print_front,
     print_heading,
     print_table,
+    seeds_text,
     share_text,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from orchestrator.collector import Status, Study
 
 
 class Format(StrEnum):
@@ -39,6 +49,21 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
     """How far a study is."""
     asked = open_study(study, storage)
     now = asked.status()
+    confirmed = asked.confirmed()
+    print_facts(_facts(now, confirmed))
+    if len(confirmed):
+        typer.echo()
+        print_confirmed(asked, confirmed)
+    typer.echo()
+    print_heading("Best accuracy within budgets")
+    print_table(
+        ["flops_kept up to", "accuracy"],
+        [[f"{budget:g}", share_text(accuracy)] for budget, accuracy in now.best_at.items()],
+    )
+    _print_remarks(asked, now)
+
+
+def _facts(now: "Status", confirmed: "pd.DataFrame") -> dict[str, str]:
     driver = "not running" if now.driver is None else f"run by process {now.driver.pid} on {now.driver.host}"
     own = "; flops_kept of each model's own dense network" if len(now.models) > 1 else ""
     facts = {
@@ -58,17 +83,19 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         facts["collected"] = (
             f"the weights of {now.disk.collected} stages; they are computed again where they are needed"
         )
+    if len(confirmed):
+        facts["confirmed"] = (
+            f"{confirmed['key'].nunique()} points, {confirmed['seeds'].sum()} models measured on the test split"
+        )
     if now.damaged:
         facts["damaged"] = f"{len(now.damaged)} stages, see below"
     if now.duplicates:
         facts["computed twice"] = f"{now.duplicates} stages"
-    print_facts(facts)
-    typer.echo()
-    print_heading("Best accuracy within budgets")
-    print_table(
-        ["flops_kept up to", "accuracy"],
-        [[f"{budget:g}", share_text(accuracy)] for budget, accuracy in now.best_at.items()],
-    )
+    return facts
+
+
+def _print_remarks(asked: "Study", now: "Status") -> None:
+    """What did not go the usual way."""
     if now.stopped:
         typer.echo()
         print_heading("Stopped early: what was left of them could not matter")
@@ -126,9 +153,23 @@ def best(
         bring_back(asked, point.key)
     files = [] if output is None else asked.export(point.key, output)
     print_heading(f"{point.model} on {point.dataset}", FLOPS_MEANS, ACCURACY_MEANS)
-    print_facts(facts_of(point))
+    print_facts({**facts_of(point), **_confirmed(asked, point)})
     for file in files:
         typer.echo(f"wrote {file}")
     if output is None:
         command = ["orchestrator", "export", str(asked.path), "--key", point.key[:12], "--output", "DIR"]
         typer.echo(f"take it out, as ONNX and torch.export too: {shlex.join(command)}")
+
+
+def _confirmed(study: "Study", point: Point) -> dict[str, str]:
+    """What training the point anew gave, in words, if it was."""
+    found = study.confirmed()
+    rows = found[found["key"] == point.key].set_index("arm")
+    if "pruned" not in rows.index:
+        return {}
+    texts = {
+        str(arm): f"{confirmed_text(row[MEAN], row[DEVIATION])} on the test split, {seeds_text(row['seeds'])}"
+        for arm, row in rows.iterrows()
+    }
+    names = {"pruned": "confirmed", "dense": "confirmed, dense", "scratch": "confirmed, scratch"}
+    return {names[arm]: text for arm, text in texts.items()}

@@ -8,7 +8,9 @@ A search that is killed at any moment and started again ends with the same trial
 - when the rest of a trial cannot matter is judged by the frontier of those trials alone that were told by then;
 - each ask has a new sampler, whose seed comes from the study's seed and the proposal's number;
 - a trial that a dead driver left running is run again with the same settings, which is a look-up as far as its stages
-  are finished, and told once.
+  are finished, and told once;
+- what a study takes over from an older one never changes: see prior.py. Its first settings come first, in place of the
+  startup at random.
 """
 
 import hashlib
@@ -30,6 +32,7 @@ from orchestrator.record import Point, TrialSpec, canonical_json
 from orchestrator.search.dimensions import Choice, Dimension, Grid, Range
 from orchestrator.search.guides import ITERATIONS, Fixed, guide_named
 from orchestrator.search.journal import open_journal
+from orchestrator.search.prior import Prior, old_trials, positions_of
 from orchestrator.search.space import Budget, SearchSpace
 from orchestrator.search.waiting import Waiting
 from orchestrator.search.worth import Found, Front
@@ -86,7 +89,9 @@ class Result:
 class Proposals:
     """A study's proposals, in its journal. One process at a time may have them open."""
 
-    def __init__(self, space: SearchSpace, journal: Place, *, budget: Budget | None = None) -> None:
+    def __init__(
+        self, space: SearchSpace, journal: Place, *, budget: Budget | None = None, prior: Prior | None = None
+    ) -> None:
         self.exhausted = False
         self._space = space
         self._budget = budget or space.budget
@@ -102,7 +107,10 @@ class Proposals:
         # In the order of their names: moving lines about in the file changes no proposal.
         self._distributions = {name: _distribution(space.dimensions[name]) for name in sorted(space.dimensions)}
         self._most = _most_iterations(space.dimensions)
-        self._guide = guide_named(space.proposals.guide, self._distributions, self._most)
+        self._first = [] if prior is None else [positions_of(one, space.dimensions) for one in prior.first]
+        old = () if prior is None else old_trials(prior, space.dimensions)
+        self._explored = len(self._first) if prior else space.proposals.startup  # proposals before the guide's own
+        self._guide = guide_named(space.proposals.guide, self._distributions, self._most, self._study, old)
         self._entries: list[_Entry] = []
         self._told = 0  # entries before this one are told
         self._distinct = 0  # that are not known
@@ -294,12 +302,13 @@ class Proposals:
 
     def _sampler(self, index: int) -> BaseSampler | None:
         """How proposal `index` is chosen; None when the space holds nothing new."""
-        settings = self._space.proposals
-        seed = int.from_bytes(hashlib.sha256(f"{settings.seed}:{index}".encode()).digest()[:4], "big")
+        if index < len(self._first):
+            return Fixed(self._guided(self._first[index]))
+        seed = int.from_bytes(hashlib.sha256(f"{self._space.proposals.seed}:{index}".encode()).digest()[:4], "big")
         if self._space.size is not None and self._is_stuck():
             positions = self._something_new(random.Random(seed))
             return None if positions is None else Fixed(positions)
-        return self._guide.sampler(seed, explore=index < settings.startup)
+        return self._guide.sampler(seed, explore=index < self._explored)
 
     def _is_stuck(self) -> bool:
         latest = self._entries[-PATIENCE:]

@@ -6,13 +6,13 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
 from orchestrator.files import StorageFault, reason_of
 from orchestrator.record import Failure, FailureReason, Outcome, Point, TrialRecord, canonical_json, now, whereabouts
-from orchestrator.search.proposals import Proposal, Proposals, Result
+from orchestrator.search.proposals import Proposal, Result
 from orchestrator.store import StageStore
 
 SPEC, INDEX, FRONTIER = "spec", "index", "frontier"  # in a trial's config
@@ -35,19 +35,47 @@ def last_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+class Source(Protocol):
+    """What says which trials run next, and hears how they ended: a study's Proposals, or the Arms of a confirmation."""
+
+    @property
+    def over(self) -> bool: ...
+    @property
+    def parallel(self) -> int: ...
+    @property
+    def time_is_up(self) -> bool: ...
+    @property
+    def target(self) -> int: ...
+    @property
+    def left(self) -> str: ...
+    def next(self) -> Proposal | None: ...
+    def passed(self, index: int) -> None: ...
+    def complete(self, index: int, result: Result) -> None: ...
+    def spend(self, seconds: float) -> None: ...
+    def close(self) -> None: ...
+
+
 class Proposer(Searcher):
-    """Hands out the study's proposals to Tune, and takes in how they ended.
+    """Hands out the study's proposals to Tune, and takes in how they ended; `keep` writes that down.
 
     Storage that is full or stays away is no fault of a trial: it ends the launch, the trial is told of no end, and the
     next launch runs it again. `fault` is what was wrong. `on_end` is told of every trial whose end is recorded, with
     its points and the train_flops of its stages.
     """
 
-    def __init__(self, proposals: Proposals, store: StageStore, on_end: OnEnd = lambda *ended: None) -> None:
+    def __init__(
+        self,
+        proposals: Source,
+        store: StageStore,
+        on_end: OnEnd = lambda *ended: None,
+        *,
+        keep: Callable[[TrialRecord], None] | None = None,
+    ) -> None:
         super().__init__()  # no metric and no mode: with two objectives Tune would do harm with either
         self._proposals = proposals
         self._store = store
         self._on_end = on_end
+        self._keep = keep or store.record_trial
         self._handed: dict[str, Proposal] = {}  # to Tune's trials, by their id
         self._again: deque[Proposal] = deque()
         self._costs: dict[str, int] = {}  # train_flops of stages
@@ -90,7 +118,7 @@ class Proposer(Searcher):
     ) -> TrialRecord:
         index, spec = proposal.index, proposal.spec
         record = TrialRecord(index=index, spec=spec, stages=stages, failure=failure, stopped=stopped, created=now())
-        self._store.record_trial(record)
+        self._keep(record)
         return record
 
     def again(self, trial_id: str) -> None:

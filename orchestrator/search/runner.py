@@ -8,7 +8,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -20,10 +21,12 @@ from rich.console import Console
 from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.files import Place, Uri, located
-from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec, canonical_json, now
+from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec
+from orchestrator.search.binding import STUDY_FILE, bind
 from orchestrator.search.daemons import RayLost, outliving, watched
 from orchestrator.search.dimensions import Choice
 from orchestrator.search.interrupts import Interrupts, interruptible
+from orchestrator.search.prior import REACHED, Prior, found_in, trials_to
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
@@ -31,7 +34,6 @@ from orchestrator.search.tracking import About, Following, Tracker
 from orchestrator.search.worth import Front
 from orchestrator.store import StageStore
 
-STUDY_FILE = "study.json"
 JOURNAL_FILE = "journal.log"
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0" makes Ray bind 127.0.0.1 alone; no argument of ray.init does
 ENVIRONMENT = {
@@ -44,7 +46,6 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
 }
 BUILT_IN = ("torchvision:", "timm:", "imagefolder:")  # names with a colon that are no function of the user's
-ABSENT = object()
 CHECKS = 64  # combinations of choices that are checked before Ray starts
 
 RunTrial = Callable[..., Outcome]
@@ -75,13 +76,15 @@ class _Launch:
     run_trial: RunTrial
     following: Following
     dashboard: bool = False
+    prior: Prior | None = None
     damaged: frozenset[str] = frozenset()  # stages that were moved aside before this launch
     forgiven: frozenset[str] = frozenset()  # timeouts of earlier launches, by their moment: see TimeLimit
 
 
 def launch(
-    space_file: str | Path,
+    space_file: str | Path | SearchSpace,
     *,
+    prior: Prior | None = None,
     trials: int | None = None,
     train_flops: str | int | None = None,
     hours: float | None = None,
@@ -96,8 +99,9 @@ def launch(
     check_trial: CheckTrial | None = None,
 ) -> Summary:
     """Run the search of a space file until its budget is used up. The study lies in `storage`/<its name>;
-    `storage` is a folder or a URI such as s3://bucket/studies.
+    `storage` is a folder or a URI such as s3://bucket/studies. In place of the file the space itself may be given.
 
+    A new study begins with `prior`, if there is one, and has it and its space file in its folder from then on.
     The same call starts, resumes and extends a study; one process at a time may drive it. `address` is that of a Ray
     cluster; without one Ray is started on this machine, on the loopback interface alone. `run_trial` and `check_trial`
     are trial.run and trial.check unless simulations give their own; what a check returns is printed as a note.
@@ -106,11 +110,11 @@ def launch(
     SystemExit, and the next launch goes on.
     """
     space = _overridden(
-        SearchSpace.read(space_file),
+        space_file if isinstance(space_file, SearchSpace) else SearchSpace.read(space_file),
         {"trials": trials, "train_flops": train_flops, "hours": hours},
         {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial},
     )
-    _check_address(address)
+    check_address(address)
     console = console or Console()
 
     def on_interrupt(number: signal.Signals) -> None:
@@ -134,6 +138,7 @@ def launch(
             run_trial=run_trial,
             following=following,
             dashboard=dashboard,
+            prior=prior,
         )
         return _drive(this, interrupts)
 
@@ -141,7 +146,7 @@ def launch(
 def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
     with this.store.exclusive("driver"), this.following:
         damaged = this.store.replaced()
-        _bind(this.store, this.space)
+        this = replace(this, prior=bind(this.store, this.space, this.prior))
         study = this.store.read_json(STUDY_FILE)
         this.following.begin(About.of(this.space.name, study, tuple(this.space.dimensions)), this.store)
         hung = (failure for failure in this.store.failures() if failure.reason == "timed_out")
@@ -156,7 +161,7 @@ def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
 
 def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> Summary:
     """Up to the end of the search, or of Ray: the journal then hands out again what was under way."""
-    proposals = Proposals(this.space, this.store.root / JOURNAL_FILE)
+    proposals = Proposals(this.space, this.store.root / JOURNAL_FILE, prior=this.prior)
     counts = Counts(
         target=proposals.target,
         done=proposals.finished,
@@ -180,25 +185,51 @@ def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> S
 
 
 def _run(this: _Launch, proposals: Proposals, counts: Counts, interrupts: Interrupts) -> None:
-    _set_environment(this.address)
-    # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
-    # whenever another falls idle: trials of seconds then run one at a time on any cluster.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(this.space.proposals.parallel)
-    from orchestrator.search import session
+    space = this.space
+    parallel = space.proposals.parallel
+    ready = attended(
+        this.address, space.resources, this.console, interrupts, parallel=parallel, dashboard=this.dashboard
+    )
+    with ready:
+        from orchestrator.search import session
 
-    def on_loss(what: str) -> None:
-        say(this.console, f"{what}; nothing finished is lost, going on with a new Ray")
-
-    own = tuple(sorted(_references(this.space)))
-    job = session.Job.of(this.run_trial, this.store.root.absolute(), this.space, own, this.forgiven)
-    tell = partial(say, this.console)
-    with session.connected(this.address, this.space.resources, tell, dashboard=this.dashboard):
-        interrupts.install()
-        with Progress(this.console, this.space.name, counts) as progress, watched(interrupts, on_loss):
-            session.run(proposals, this.store, job, progress, this.following)
+        own = tuple(sorted(references(_representatives(space))))
+        job = session.Job.of(this.run_trial, this.store.root.absolute(), space, own, this.forgiven)
+        with Progress(this.console, space.name, counts) as progress:
+            session.run(proposals, this.store, job, progress, following=this.following)
     if proposals.finished < proposals.target and not proposals.time_is_up:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")
         raise SystemExit(1)
+
+
+@contextmanager
+def attended(
+    address: str | None,
+    resources: Resources,
+    console: Console,
+    interrupts: Interrupts,
+    *,
+    parallel: int,
+    dashboard: bool = False,
+) -> Iterator[None]:
+    """A block that has Ray, with the search's own handling of signals; left through RayLost where Ray is lost.
+
+    parallel: how many trials may be handed out before a worker is free; dashboard: whether Ray's is started. Raises
+    InvalidInput as session.connected does.
+    """
+    _set_environment(address)
+    # Tune's own limit of one for a searcher of one's own starts workers one by one, and stops the one that is starting
+    # whenever another falls idle: trials of seconds then run one at a time on any cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)
+    from orchestrator.search import session
+
+    def on_loss(what: str) -> None:
+        say(console, f"{what}; nothing finished is lost, going on with a new Ray")
+
+    with session.connected(address, resources, partial(say, console), dashboard=dashboard):
+        interrupts.install()
+        with watched(interrupts, on_loss):
+            yield
 
 
 def _overridden(space: SearchSpace, budget: Mapping[str, Any], resources: Mapping[str, Any]) -> SearchSpace:
@@ -215,10 +246,10 @@ def _given(section: Record, values: Mapping[str, Any]) -> dict[str, Any]:
     return section.model_dump() | {name: value for name, value in values.items() if value is not None}
 
 
-def _check_address(address: str | None) -> None:
+def check_address(address: str | None) -> None:
     if address is not None and "://" in address:
         raise InvalidInput(
-            f"--address is {address}; it must be host:port or auto: run the search on a machine of the cluster, "
+            f"--address is {address}; it must be host:port or auto: run the command on a machine of the cluster, "
             "for example by `ray job submit`"
         )
 
@@ -233,41 +264,10 @@ def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
         yield space.spec(dict(zip(space.dimensions, values, strict=True)))
 
 
-def _references(space: SearchSpace) -> set[str]:
-    """The user's own functions that trials of the space call."""
-    names = {name for spec in _representatives(space) for name in (spec.model, spec.dataset)}
+def references(specs: Iterable[TrialSpec]) -> set[str]:
+    """The user's own functions that these trials call."""
+    names = {name for spec in specs for name in (spec.model, spec.dataset)}
     return {name for name in names if ":" in name and not name.startswith(BUILT_IN)}
-
-
-def _bind(store: StageStore, space: SearchSpace) -> None:
-    """Make the study's folder this space's, or find that it is."""
-    there = store.read_json(STUDY_FILE)
-    if there is None:
-        store.write_json(STUDY_FILE, {"name": space.name, "definition": space.definition(), "created": now()})
-        return
-    if isinstance(there, dict) and "merged" in there:
-        raise InvalidInput(f"{store.root}: was merged of several studies, and is not searched; search in one of these")
-    if not isinstance(there, dict) or not isinstance(there.get("definition"), dict):
-        raise InvalidInput(f"{store.root / STUDY_FILE}: damaged (no definition)")
-    difference = next(_differences(there["definition"], space.definition()), None)
-    if difference is not None:
-        field, was, is_now = difference
-        raise InvalidInput(
-            f"{store.root}: is the study of another space: {field} is {was} there, {is_now} in {space.name}.toml; "
-            "rename the file, or give another --storage"
-        )
-
-
-def _differences(was: Any, is_now: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
-    if isinstance(was, dict) and isinstance(is_now, dict) and was.get("kind") == is_now.get("kind"):
-        for name in sorted(was.keys() | is_now.keys()):
-            yield from _differences(was.get(name, ABSENT), is_now.get(name, ABSENT), f"{field}.{name}".lstrip("."))
-    elif was is ABSENT or is_now is ABSENT or canonical_json(was) != canonical_json(is_now):
-        yield field, _json(was), _json(is_now)
-
-
-def _json(value: Any) -> str:
-    return "absent" if value is ABSENT else canonical_json(value)
 
 
 def _set_environment(address: str | None) -> None:
@@ -289,6 +289,8 @@ def _announce(this: _Launch, proposals: Proposals) -> None:
         say(this.console, f"nothing to do for {place}: {done} trials are done; {more}")
     else:
         say(this.console, f"search {place}: {target} trials" + (f", {done} of them done" if done else ""))
+        if this.prior is not None:
+            say(this.console, _taken_over(this.prior))
         say(this.console, f"budget left: {proposals.left}")
 
 
@@ -325,6 +327,9 @@ def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
         say(this.console, "the space holds no other trial")
     elif proposals.finished < this.space.budget.trials and proposals.spent:
         say(this.console, _larger(proposals, this.space.budget))
+    if this.prior is not None:
+        say(this.console, _taken_over(this.prior))
+        say(this.console, _how_much_sooner(this, this.prior, proposals.finished))
     for command in _next_commands(this.store, points):
         say(this.console, command)
     return Summary(
@@ -335,6 +340,20 @@ def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
         exhausted=proposals.exhausted,
         computed=len(counts.computed),
         reused=counts.reused,
+    )
+
+
+def _taken_over(prior: Prior) -> str:
+    first, observations = len(prior.first), len(prior.observations)
+    return f"from {prior.study} ({prior.model} on {prior.dataset}): {first} settings first, {observations} observations"
+
+
+def _how_much_sooner(this: _Launch, prior: Prior, trials: int) -> str:
+    tried = [found for _, found in found_in(Study(this.store.root))]
+    here = trials_to(REACHED, tried, this.space)
+    return (
+        f"{REACHED:.0%} of its hypervolume this study had with trial {here} of {trials}, {prior.study} with trial "
+        f"{prior.trials_to_reach} of {prior.trials}"
     )
 
 

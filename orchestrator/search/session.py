@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,24 +22,24 @@ from ray import tune
 from ray.tune.stopper import FunctionStopper
 
 from orchestrator.files import Place, Uri
-from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialSpec
+from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialRecord, TrialSpec
 from orchestrator.search.attempts import Attempts
+from orchestrator.search.binding import STUDY_FILE
 from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
-from orchestrator.search.proposals import Proposals
-from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, last_row
+from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, Source, last_row
 from orchestrator.search.space import Resources, SearchSpace, Stopping
 from orchestrator.search.stopping import reason_to_stop
 from orchestrator.search.tracking import Following
 from orchestrator.store import StageStore
 
-STUDY_FILE = "study.json"
 TOKEN_HINT = "; one that runs lets in whoever has its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN[_PATH]"
 DASHBOARD = "--dashboard needs packages that are not installed ({}): pip install 'pruning-orchestrator[dashboard]'"
 HINT = "a larger --cpus-per-trial runs fewer trials side by side"
 SAMPLES = 10**9  # Tune's own limit; the proposals know when to end
 
 RunTrial = Callable[..., Outcome]
+Found = Callable[[Mapping[str, Any], str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Job:
 
     root: Place
     function: str  # "module:name" of the trial function
+    kind: type[TrialSpec] = TrialSpec  # of what it is given
     resources: Resources
     stopping: Stopping = field(default_factory=Stopping)
     references: tuple[str, ...] = ()  # "module:function" of the user's own networks and data sets
@@ -160,16 +161,34 @@ def _hushed() -> Iterator[None]:
 
 
 def run(
-    proposals: Proposals, store: StageStore, job: Job, progress: Progress, following: Following | None = None
+    proposals: Source,
+    store: StageStore,
+    job: Job,
+    progress: Progress,
+    *,
+    following: Following | None = None,
+    found: Found | None = None,
+    keep: Callable[[TrialRecord], None] | None = None,
 ) -> None:
-    """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials."""
+    """Run proposals until there are no more. Raises InvalidInput where a machine of the cluster cannot run trials.
+
+    found: told which model a trial, known by its config, has just measured, by its key; else points are counted, and
+    `following` told of them. keep: writes down how a trial ended; else the store does.
+    """
     check_machines(_complaint, job)
     following = following or Following()
-    proposer = Proposer(proposals, store, following.ended)
+    proposer = Proposer(proposals, store, following.ended, keep=keep)
+
+    def counted(config: Mapping[str, Any], key: str) -> None:
+        index, point = config[INDEX], store.point(key)
+        if point.iteration:
+            proposals.passed(index)
+        progress.found(index, point)
+        following.point(index, job.kind.model_validate_json(config[SPEC]), point)
+
     folder = _tune_folder(store.root)
     shutil.rmtree(folder, ignore_errors=True)
     trainable = tune.with_parameters(work, job=job)
-    watcher = Watcher(proposer, proposals, store, progress, attempts=Attempts(proposals.parallel), following=following)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": job.resources.cpus_per_trial, "gpu": job.resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
@@ -182,7 +201,7 @@ def run(
             name="session",
             storage_path=str(folder.absolute()),
             failure_config=tune.FailureConfig(max_failures=0),  # the watcher has trials proposed again
-            callbacks=[watcher],
+            callbacks=[Watcher(proposer, proposals, found or counted, progress, Attempts(proposals.parallel))],
             stop=FunctionStopper(lambda trial_id, result: proposals.time_is_up),
             verbose=0,
         ),
@@ -214,7 +233,7 @@ def work(config: dict[str, Any], job: Job) -> None:
     def stop(points: Sequence[Point]) -> str | None:
         return reason_to_stop(spec, points, frontier, job.stopping)
 
-    spec = TrialSpec.model_validate_json(config[SPEC])
+    spec = job.kind.model_validate_json(config[SPEC])
     frontier = [(flops_kept, accuracy) for flops_kept, accuracy in json.loads(config[FRONTIER])]
     store = StageStore(job.root)
     tune.report(last_row(run_trial(spec, store, report, device=job.device, stop=stop, **job.limits)))
@@ -255,19 +274,16 @@ class Watcher(tune.Callback):
     def __init__(
         self,
         proposer: Proposer,
-        proposals: Proposals,
-        store: StageStore,
+        proposals: Source,
+        found: Found,
         progress: Progress,
-        *,
         attempts: Attempts,
-        following: Following,
     ) -> None:
         self._proposer = proposer
         self._proposals = proposals
-        self._store = store
+        self._found = found
         self._progress = progress
         self._attempts = attempts
-        self._following = following
         self._begun = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -286,11 +302,7 @@ class Watcher(tune.Callback):
         if result.get(ENDED):
             self._ended(trial, result["failure"], result["stopped"], result["computed"], result["reused"])
         else:
-            point = self._store.point(result["key"])
-            if point.iteration:
-                self._proposals.passed(trial.config[INDEX])
-            self._progress.found(trial.config[INDEX], point)
-            self._following.point(trial.config[INDEX], TrialSpec.model_validate_json(trial.config[SPEC]), point)
+            self._found(trial.config, result["key"])
             self._attempts.reached(trial.config[INDEX], result["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -13,6 +13,7 @@
 [proposals]   how to choose:         seed, parallel, startup, guide
 [limits]      what is of use:        max_flops, max_params, max_latency_ms, min_accuracy
 [stopping]    what cannot matter:    rule, margin
+[confirm]     orchestrator confirm:  points, seeds, length (epochs of all schedules times this; 1 is as in the search)
 [resources]   what a trial takes:    cpus_per_trial, gpus_per_trial, stage_minutes (a stage that takes longer hangs)
 """
 
@@ -85,6 +86,14 @@ class Stopping(Record):
     margin: Share = 0.05  # of accuracy
 
 
+class Confirmation(Record):
+    """How `orchestrator confirm` trains points of the frontier anew; no part of a study's definition."""
+
+    points: Annotated[int, Field(ge=1)] = 3  # of the frontier, spread over it
+    seeds: Annotated[int, Field(ge=1)] = 3  # trainings of each
+    length: Positive = 1.0  # epochs of all schedules, as a multiple of the search's
+
+
 class Resources(Record):
     """What one trial takes of the machine or the cluster."""
 
@@ -104,6 +113,7 @@ SECTIONS: dict[str, type[Record]] = {
     "proposals": ProposalSettings,
     "limits": Limits,
     "stopping": Stopping,
+    "confirm": Confirmation,
     "resources": Resources,
 }
 
@@ -118,16 +128,22 @@ class SearchSpace(Record):
     proposals: ProposalSettings
     limits: Limits
     stopping: Stopping
+    confirm: Confirmation
     resources: Resources
 
     @classmethod
     def read(cls, path: str | Path) -> "SearchSpace":
         """The space of a TOML file. Raises InvalidInput with one line that names the file and the field."""
         path = Path(path)
+        return cls.parse(path.stem, _load(path))
+
+    @classmethod
+    def parse(cls, name: str, raw: dict[str, Any]) -> "SearchSpace":
+        """The space `name` of a TOML file's content. Raises InvalidInput with one line that names the field."""
         try:
-            return _parse(path.stem, _load(path))
+            return _parse(name, raw)
         except FieldError as error:
-            raise InvalidInput(f"{path.name}: {error}") from None
+            raise InvalidInput(f"{name}.toml: {error}") from None
 
     @property
     def size(self) -> int | None:
@@ -149,7 +165,7 @@ class SearchSpace(Record):
         """All that makes the study what it is; a space of another definition needs another study folder.
 
         Budget and resources are left out, and so is what decides about later proposals alone (the guide, limits,
-        stopping): they may change from one launch to the next.
+        stopping), and about confirmations: they may change from one launch to the next.
         """
         fixed = next(self.corners()).model_dump(mode="json")  # defaults filled in: writing one out changes nothing
         later = [name for name, default in ADDED_LATER.items() if fixed[name] == default]

@@ -9,13 +9,27 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     running.py   run(spec, store): each stage looked up or computed; a failure is a record
     time_limit.py  how long a stage may take, and what becomes of one that hangs
     provenance.py  which state of this code a result comes from
+    confirming.py  run_arm(spec, store): a point's path at full length from a fresh seed, and its controls
     checking.py  check(spec): what would end every trial of this kind at once
 """
 
 from orchestrator.trial.checking import check
+from orchestrator.trial.confirming import paths, run_arm
 from orchestrator.trial.networks import Network, rebuild, replay_cut
 from orchestrator.trial.path import VERSIONS, Step
 from orchestrator.trial.running import restore, run
 from orchestrator.trial.time_limit import TimeLimit
 
-__all__ = ["VERSIONS", "Network", "Step", "TimeLimit", "check", "rebuild", "replay_cut", "restore", "run"]
+__all__ = [
+    "VERSIONS",
+    "Network",
+    "Step",
+    "TimeLimit",
+    "check",
+    "paths",
+    "rebuild",
+    "replay_cut",
+    "restore",
+    "run",
+    "run_arm",
+]

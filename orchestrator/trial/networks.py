@@ -21,7 +21,7 @@ from orchestrator.training.batches import Batches
 from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
 from orchestrator.training.member import Hooks, MakeHooks
 from orchestrator.training.parallel import fit_parallel, no_hooks
-from orchestrator.training.splits import DataSet
+from orchestrator.training.splits import DataSet, SplitName
 from orchestrator.trial.path import Setting, steps
 from orchestrator.trial.verified import verified
 
@@ -159,9 +159,9 @@ class Networks:
                 )
         return 3 * CostTable(network.coupling).flops() * done.samples
 
-    def accuracy(self, network: Network) -> float:
-        """On the validation split."""
-        return evaluate(network.model, self.setting.data, "validation", device=self.device).accuracy
+    def accuracy(self, network: Network, split: SplitName = "validation") -> float:
+        """On one split of the data."""
+        return evaluate(network.model, self.setting.data, split, device=self.device).accuracy
 
     def latency(self, network: Network) -> Latency:
         """Of a batch on the device and the threads of this trial, beside whatever else runs there."""

@@ -26,11 +26,12 @@ class Setting:
     data: DataSet
 
     @classmethod
-    def of(cls, spec: TrialSpec) -> "Setting":
-        """Raises InvalidInput for what there is not."""
+    def of(cls, spec: TrialSpec, data: DataSet | None = None) -> "Setting":
+        """data: of the spec, where it is loaded already. Raises InvalidInput for what there is not."""
         method = method_named(spec.method)
         options = options_of(method, spec.method_options)
-        return cls(spec=spec, method=method, options=options, data=load(spec.dataset, root=spec.data_root))
+        data = data or load(spec.dataset, root=spec.data_root)
+        return cls(spec=spec, method=method, options=options, data=data)
 
     @property
     def penalised(self) -> bool:

@@ -2,11 +2,11 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,6 +35,7 @@ from orchestrator.trial.path import Setting, Step, steps
 from orchestrator.trial.provenance import commit
 from orchestrator.trial.time_limit import TimeLimit, watched
 
+TrialT = TypeVar("TrialT", bound="Trial")
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # PyTorch on a CPU, cuBLAS and cuDNN: plain RuntimeErrors
 CHANCES = 3  # how often weights may be collected between being found and being loaded
 
@@ -67,18 +68,42 @@ def run(
     that timed out is not tried again while its record counts (TimeLimit.forgiven).
     KeyboardInterrupt and SystemExit pass through, and leave nothing half done.
     """
-    trial: _Trial | None = None
-    failure: Failure | None = None
-    stopped: str | None = None
     points: list[Point] = []
-    try:
-        trial = _prepared(spec, store, device, time_limit)
+
+    def walk(trial: Trial) -> str | None:
         for point in trial.points():
             points.append(point)
             report(point)
             stopped = stop(points) if point.iteration < spec.iterations else None
             if stopped is not None:
-                break
+                return stopped
+        return None
+
+    def begin() -> Trial:
+        return Trial(Setting.of(spec), store, device, time_limit)
+
+    return outcome_of(spec, store, begin, walk, points=points, time_limit=time_limit)
+
+
+def outcome_of(
+    spec: TrialSpec,
+    store: StageStore,
+    begin: Callable[[], TrialT],
+    walk: Callable[[TrialT], str | None],
+    *,
+    points: list[Point],
+    time_limit: TimeLimit | None,
+) -> Outcome:
+    """What becomes of a trial that `begin` prepares and `walk` goes through, failures included: see run.
+
+    points: those that `walk` has passed. What it returns is why it stopped before the end.
+    """
+    trial: TrialT | None = None
+    failure: Failure | None = None
+    stopped: str | None = None
+    try:
+        trial = _prepared(spec, store, begin, time_limit)
+        stopped = walk(trial)
     except FailedStage as error:
         failure = error.failure
     except Exception as error:  # the one broad except: whatever the user's model or data does ends this trial alone
@@ -103,7 +128,7 @@ def restore(spec: TrialSpec, store: StageStore, key: str, *, device: str | Seque
     the records beside them, in restored/, tell the accuracy that these weights have.
     Raises InvalidInput if the trial has no such stage, or if none was finished; FailedStage if it diverges this time.
     """
-    trial = _Trial(spec, store, device, None)
+    trial = Trial(Setting.of(spec), store, device, None)
     if key not in trial.keys or not store.has(key):
         raise InvalidInput(f"{store.root}: stage {key[:12]} is no finished one of this trial")
     trial.bring_back(key)
@@ -112,23 +137,22 @@ def restore(spec: TrialSpec, store: StageStore, key: str, *, device: str | Seque
     return folder
 
 
-def _prepared(
-    spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
-) -> "_Trial":
+def _prepared(spec: TrialSpec, store: StageStore, begin: Callable[[], TrialT], time_limit: TimeLimit | None) -> TrialT:
     """The trial with its data loaded, which may hang as well as a stage may."""
     key = _own_key(spec)
     _not_again(store, key, spec, time_limit)
     with watched(time_limit, _recorder(spec, store, key, "loading the data")):
-        return _Trial(spec, store, device, time_limit)
+        return begin()
 
 
-class _Trial:
+class Trial:
     """The state of one trial as it goes: which stages it passed, and what they cost."""
 
     def __init__(
-        self, spec: TrialSpec, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
+        self, setting: Setting, store: StageStore, device: str | Sequence[str], time_limit: TimeLimit | None
     ) -> None:
-        self.setting, self.store, self.time_limit = Setting.of(spec), store, time_limit
+        self.setting, self.store, self.time_limit = setting, store, time_limit
+        self.study = store.root.resolve().name
         self.steps = tuple(steps(self.setting))
         self.keys = [step.key for step in self.steps]
         self.networks = Networks(self.setting, self.steps[0].key, store, devices_of(device))
@@ -138,13 +162,18 @@ class _Trial:
         self.at: Step | None = None  # the stage under way
 
     def points(self) -> Iterator[Point]:
+        """The points of the trial, each as soon as its stage is there."""
         for step in self.steps:
-            self.at = step
-            _, computed = self.store.obtain(step.key, partial(self._compute, step))
-            self.passed.append(step.key)
-            (self.computed if computed else self.reused).append(step.key)
+            self.pass_(step)
             if step.kind != "sparse":
                 yield self.store.point(step.key)
+
+    def pass_(self, step: Step) -> None:
+        """Look a stage up, or compute it."""
+        self.at = step
+        _, computed = self.store.obtain(step.key, partial(self._compute, step))
+        self.passed.append(step.key)
+        (self.computed if computed else self.reused).append(step.key)
 
     def _compute(self, step: Step, folder: Path) -> None:
         for chance in range(1, CHANCES + 1):
@@ -161,7 +190,7 @@ class _Trial:
         try:
             self.bring_back(step.parent)
             with watched(self.time_limit, expired):
-                {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
+                self.make(step, folder)
         except Diverged as error:  # recorded while the stage is claimed, so that whoever waits for it need not try
             failure = _failure(spec, step.key, error)
             self.store.record_failure(failure)
@@ -180,9 +209,17 @@ class _Trial:
             self.networks = self.networks.anew()
         self.store.restore(key, partial(self._compute, step))
 
-    def _before(self, step: Step) -> list[str]:
-        """The keys of the stages that come before this one."""
-        return self.keys[: self.keys.index(step.key)]
+    def cost_before(self, step: Step) -> Cost:
+        """What the stages that come before this one have cost."""
+        return self.cost_of(self.keys[: self.keys.index(step.key)])
+
+    def cost_of(self, keys: Iterable[str]) -> Cost:
+        """What finished stages have cost."""
+        return sum((self.store.stage(key).cost for key in keys), Cost())
+
+    def make(self, step: Step, folder: Path) -> None:
+        """Do the work of a stage, and write its files."""
+        {"dense": self._dense, "sparse": self._sparse, "cut": self._cut}[step.kind](step, folder)
 
     # -- the three kinds of stages -------------------------------------------------------------------------------
 
@@ -193,11 +230,9 @@ class _Trial:
         else:
             network = self.networks.dense
             train_flops = self.networks.fit_(network, spec.dense, step.key)
-        accuracy = self.networks.accuracy(network)
+        measured = self.measured(network)
         cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
-        self._write(step, folder, network, cost)
-        self._write_point(step, folder, network, cost, accuracy=accuracy)
-        self._write_description(step, folder, network, accuracy=accuracy)
+        self.write_model(step, folder, network, cost, measured)
 
     def _sparse(self, step: Step, folder: Path) -> None:
         started = time.perf_counter()
@@ -211,13 +246,21 @@ class _Trial:
         started = time.perf_counter()
         assert step.parent is not None
         network = self.networks.just_cut(step.parent, step.key)
-        after_cut = self.networks.accuracy(network)
+        after_cut = self.measured(network)["accuracy"]
         train_flops = self.networks.fit_(network, self.setting.spec.recovery, step.key)
-        accuracy = self.networks.accuracy(network)
+        measured = {**self.measured(network), "accuracy_after_cut": after_cut}
         cost = Cost(train_flops=train_flops, seconds=time.perf_counter() - started)
+        self.write_model(step, folder, network, cost, measured)
+
+    def measured(self, network: Network) -> dict[str, Any]:
+        """How well a network does."""
+        return {"accuracy": self.networks.accuracy(network)}
+
+    def write_model(self, step: Step, folder: Path, network: Network, cost: Cost, measured: dict[str, Any]) -> None:
+        """The files of a stage whose network was measured."""
         self._write(step, folder, network, cost)
-        self._write_point(step, folder, network, cost, accuracy=accuracy, accuracy_after_cut=after_cut)
-        self._write_description(step, folder, network, accuracy=accuracy, accuracy_after_cut=after_cut)
+        self.write_point(step, folder, network, cost, measured)
+        self._write_description(step, folder, network, measured)
 
     def _write(self, step: Step, folder: Path, network: Network, cost: Cost) -> None:
         save_weights(network.model, folder / WEIGHTS_FILE)
@@ -233,15 +276,7 @@ class _Trial:
         )
         write_record(folder / STAGE_FILE, stage)
 
-    def _write_description(
-        self,
-        step: Step,
-        folder: Path,
-        network: Network,
-        *,
-        accuracy: float,
-        accuracy_after_cut: float | None = None,
-    ) -> None:
+    def _write_description(self, step: Step, folder: Path, network: Network, measured: dict[str, Any]) -> None:
         """With it the stage's folder is a model that `orchestrator.load` reads."""
         spec, data = self.setting.spec, self.setting.data
         architecture = Architecture(reference=spec.model, classes=data.classes, input_shape=data.input_shape)
@@ -252,15 +287,15 @@ class _Trial:
             plans=[network.plan],
             preprocessing=preprocessing_of(data),
             dataset=spec.dataset,
-            study=self.store.root.resolve().name,
+            study=self.study,
             stage=step.key,
             commit=commit(),
-            accuracy=accuracy,
-            accuracy_after_cut=accuracy_after_cut,
+            **measured,
         )
         write_description(folder, card)
 
-    def _write_point(self, step: Step, folder: Path, network: Network, cost: Cost, **measured: Any) -> None:
+    def write_point(self, step: Step, folder: Path, network: Network, cost: Cost, measured: dict[str, Any]) -> None:
+        """The record of what was measured."""
         table, spec = CostTable(network.coupling), self.setting.spec
         flops = table.flops()
         settings: dict[str, Any] = {}
@@ -285,7 +320,7 @@ class _Trial:
             params=table.params(),
             flops_kept=flops / self.networks.dense_flops,
             cost=cost,
-            path_cost=sum((self.store.stage(key).cost for key in self._before(step)), Cost()) + cost,
+            path_cost=self.cost_before(step) + cost,
             created=now(),
             **settings,
             **measured,

@@ -15,7 +15,7 @@ import pytest
 import orchestrator
 from orchestrator import Study
 from orchestrator.collector import EmptyStudy, as_csv, as_json, frontier, hypervolume, parse_flops, query
-from orchestrator.collector.query import FAILURE_COLUMNS, SCHEMA, format_flops
+from orchestrator.collector.query import CONFIRMED_COLUMNS, FAILURE_COLUMNS, SCHEMA, format_flops
 from orchestrator.files import Uri, open_files
 from orchestrator.record import Failure, InvalidInput, Point, Schedule, Stage, TrialSpec, whereabouts
 from orchestrator.store import SOUND, DamagedRecord, DamagedStage, StageStore
@@ -91,7 +91,7 @@ def test_the_front_within_limits(asked: Study) -> None:
     within = front[(front["flops"] <= 9_000_000) & (front["accuracy"] >= 0.9)]
     assert limited["key"].tolist() == within["key"].tolist()
     assert asked.front(max_flops=1).empty
-    assert list(asked.front(max_flops=1).columns) == SCHEMA.names
+    assert list(asked.front(max_flops=1).columns) == [*SCHEMA.names, *CONFIRMED_COLUMNS]
 
 
 def test_the_best_within_a_budget(asked: Study, study: StageStore) -> None:
@@ -239,7 +239,7 @@ def test_csv_and_json_give_back_what_they_were_given(asked: Study) -> None:
 
 def test_nothing_as_csv_and_json(asked: Study) -> None:
     nothing = asked.front(max_flops=1)
-    assert as_csv(nothing) == ",".join(SCHEMA.names) + "\n"
+    assert as_csv(nothing) == ",".join([*SCHEMA.names, *CONFIRMED_COLUMNS]) + "\n"
     assert json.loads(as_json(nothing)) == []
 
 

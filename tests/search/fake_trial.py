@@ -181,8 +181,11 @@ def _asked(spec: TrialSpec, option: str) -> bool:
 def _point(spec: TrialSpec, iteration: int, key: str) -> Point:
     kept = (1 - spec.pruning_ratio) ** iteration
     peak = math.exp(-((math.log10(spec.regularization_weight) + 2) ** 2))
+    settings = {"regularization_weight": spec.regularization_weight, "pruning_ratio": spec.pruning_ratio}
     return Point(
         key=key,
+        method=spec.method if iteration else None,
+        **(settings if iteration else {}),
         parent=None,
         kind="cut" if iteration else "dense",
         iteration=iteration,

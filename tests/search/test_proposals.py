@@ -15,14 +15,15 @@ from orchestrator.collector.query import format_flops
 from orchestrator.files import Place
 from orchestrator.record import InvalidInput, Point, TrialSpec
 from orchestrator.search import journal, proposals
+from orchestrator.search.prior import Prior
 from orchestrator.search.proposals import Proposal, Proposals, Result
 from orchestrator.search.space import Budget, SearchSpace
 
 Told = list[tuple[dict[str, Any], Any, Any, Any]]
 
 
-def opened(space: SearchSpace, path: Place, trials: int, **more: Any) -> Proposals:
-    return Proposals(space, path, budget=Budget(trials=trials, **more))
+def opened(space: SearchSpace, path: Place, trials: int, *, prior: Prior | None = None, **more: Any) -> Proposals:
+    return Proposals(space, path, budget=Budget(trials=trials, **more), prior=prior)
 
 
 def run(under_way: Proposals, chance: random.Random | None = None, *, failing: tuple[int, ...] = ()) -> list[TrialSpec]:

@@ -21,6 +21,7 @@ from orchestrator.collector import frontier
 from orchestrator.files import StorageFault
 from orchestrator.record import InvalidInput, Outcome, Point
 from orchestrator.search import SearchSpace, Summary, launch, runner
+from orchestrator.search.binding import bind
 from orchestrator.search.proposals import Proposals
 from orchestrator.search.space import Resources
 from orchestrator.store import Occupied, StageStore
@@ -266,7 +267,7 @@ def test_another_driver_is_kept_out(search: Search, space_file: Write) -> None:
 
 def test_a_study_of_another_space_is_left_alone(search: Search, space_file: Write) -> None:
     store = search.store()
-    runner._bind(store, SearchSpace.read(space_file("small")))
+    bind(store, SearchSpace.read(space_file("small")), None)
     other = space_file("small", **{'dataset = "digits"': 'dataset = "mnist"'})
     message = r'small: is the study of another space: trial\.dataset is "digits" there, "mnist" in small\.toml; rename'
     with pytest.raises(InvalidInput, match=message):

@@ -78,7 +78,7 @@ def recorded(store: StageStore, monkeypatch: pytest.MonkeyPatch) -> list[Failure
 def test_a_stage_that_hangs_is_a_record(
     store: StageStore, spec_of: SpecOf, recorded: list[Failure], hang: Hang, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running._Trial, "_dense", hang)
+    monkeypatch.setattr(running.Trial, "_dense", hang)
     trial.run(spec_of(), store, time_limit=TimeLimit(seconds=0.3, end=hang.end))
     failure = recorded[0]
     assert hang.codes == [EXIT_CODE]
@@ -93,7 +93,7 @@ def timed_out(store: StageStore, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatc
     """A trial whose dense stage is recorded as hung."""
     hang, spec = Hang(), spec_of(iterations=1)
     with monkeypatch.context() as patch:
-        patch.setattr(running._Trial, "_dense", hang)
+        patch.setattr(running.Trial, "_dense", hang)
         trial.run(spec, store, time_limit=TimeLimit(seconds=0.3, end=hang.end))
     (failure,) = store.failures()
     store.record_failure(
