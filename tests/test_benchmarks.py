@@ -138,7 +138,8 @@ def test_many_trials_are_simulated(run: Run) -> None:
 
 
 def test_many_points_are_asked_beside_pandas(run: Run, tmp_path: Path) -> None:
-    header, _, *rows = run("many_points", "--points", "60", "--times", "1", "--cold-times", "1", "--work", str(tmp_path))
+    asked = ("--points", "60", "--times", "1", "--cold-times", "1", "--work", str(tmp_path))
+    header, _, *rows = run("many_points", *asked)
     assert cells(header)[0] == "question"  # and the exit code says that front and pandas found the same points
     found = {row[0]: row[1:] for row in map(cells, rows)}
     assert {"front", "status", "report", "ls", "gc --dry-run", "pandas on the index"} == found.keys()
