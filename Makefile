@@ -8,12 +8,13 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench $(BENCHMARKS:%=bench-%) constraints clean distclean
+.PHONY: help demo test check docs bench $(BENCHMARKS:%=bench-%) constraints clean distclean
 
 help:
 	@echo 'make demo         search the digits demo: a frontier in a few minutes, without a GPU'
 	@echo 'make test         lint, types, layers, then all tests with coverage'
 	@echo 'make check        lint, types and layers only'
+	@echo 'make docs         the documentation as a site, in build/site; nothing on it comes from the network'
 	@echo 'make bench        every benchmark; one alone: $(BENCHMARKS:%=bench-%)'
 	@echo 'make constraints  write constraints.txt anew from what is installed in $(VENV)'
 	@echo 'make clean        remove caches and build outputs; make distclean removes $(VENV) too'
@@ -30,6 +31,10 @@ check: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'open build/site/index.html; with its search: python3 -m http.server --bind 127.0.0.1 --directory build/site'
+
 bench: $(BENCHMARKS:%=bench-%)
 
 $(BENCHMARKS:%=bench-%): bench-%: $(DEV)
@@ -44,7 +49,7 @@ $(BASE): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): $(BASE)
-	$(PIP) install -c constraints.txt -e '.[dev,timm,export,bench,cluster]'
+	$(PIP) install -c constraints.txt -e '.[dev,docs,timm,export,bench,cluster]'
 	@touch $@
 
 constraints: $(DEV)

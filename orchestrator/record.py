@@ -34,35 +34,35 @@ class Record(BaseModel):
 class Schedule(Record):
     """How long and how fast a network is trained."""
 
-    epochs: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=0)]  # passes over the train split
     learning_rate: Annotated[FiniteFloat, Field(gt=0.0)]  # the peak, reached after the warm-up of one_cycle
-    decay: Literal["one_cycle", "cosine"] = "one_cycle"
-    momentum: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Annotated[FiniteFloat, Field(ge=0.0)] = 5e-4
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    label_smoothing: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.0
-    augmentation: Literal["none", "crop", "crop_flip"] = "none"
+    decay: Literal["one_cycle", "cosine"] = "one_cycle"  # course of the step size; both end at nothing
+    momentum: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.9  # share of the last step that is kept (Nesterov)
+    weight_decay: Annotated[FiniteFloat, Field(ge=0.0)] = 5e-4  # not of biases and norms
+    batch_size: Annotated[int, Field(ge=1)] = 128  # pictures in a step
+    label_smoothing: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.0  # share of the target spread over all classes
+    augmentation: Literal["none", "crop", "crop_flip"] = "none"  # random shifts; these and mirroring
 
 
 class TrialSpec(Record):
     """One trial: a network, its data, a method, and the three settings that a study varies."""
 
-    model: str
-    dataset: str
-    method: str = "oicsr"
-    method_options: dict[str, Option] = {}
-    regularization_weight: Annotated[FiniteFloat, Field(ge=0.0)]
+    model: str  # a name such as resnet56, torchvision:NAME, timm:NAME, or package.module:function
+    dataset: str  # a name such as digits or cifar10, imagefolder:PATH, or package.module:function
+    method: str = "oicsr"  # what is added while training, and which channels stay
+    method_options: dict[str, Option] = {}  # the method's own switches
+    regularization_weight: Annotated[FiniteFloat, Field(ge=0.0)]  # of the method's penalty, beside the loss
     pruning_ratio: OpenShare  # share of the current flops removed in each iteration
-    iterations: Annotated[int, Field(ge=1)]
+    iterations: Annotated[int, Field(ge=1)]  # cycles of sparse training, pruning and recovery
     group_cap: OpenShare = 0.5  # largest share of a group's channels that one iteration may take
     round_to: Annotated[int, Field(ge=1)] = 1  # a group that loses channels keeps a multiple of this
     latency_batch: Annotated[int, Field(ge=0)] = 0  # pictures in the batch that each point's latency_ms is of; 0: none
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0  # of all that is random in a trial
     weights: str | None = None  # a file with trained weights; the dense stage then trains nothing
     data_root: str = "data"  # folder of the downloaded data sets; part of no key
-    dense: Schedule
-    sparse: Schedule
-    recovery: Schedule
+    dense: Schedule  # the training before anything is pruned
+    sparse: Schedule  # the training with the penalty, first part of each iteration
+    recovery: Schedule  # the training without it, after each cut
 
 
 class ArmSpec(TrialSpec):

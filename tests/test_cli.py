@@ -245,10 +245,15 @@ def test_watch_ends_with_one_ctrl_c(study: StageStore) -> None:
 # --- search ---
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., None]) -> None:
+    """A search package that launches something else, and has no trackers."""
+    fake = SimpleNamespace(launch=launch, make_trackers=lambda **options: [])
+    monkeypatch.setitem(sys.modules, "orchestrator.search", fake)
+
+
 def test_search_is_launched_with_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[Path, dict[str, Any]]] = []
-    fake = SimpleNamespace(launch=lambda space, **options: launched.append((space, options)))
-    monkeypatch.setitem(sys.modules, "orchestrator.search", fake)
+    pretend(monkeypatch, lambda space, **options: launched.append((space, options)))
     typed = "search s.toml --trials 3 --storage d --address auto --cpus-per-trial 0.5 --gpus-per-trial 0.25"
     assert CliRunner().invoke(cli.app, typed.split()).exit_code == 0
     assert CliRunner().invoke(cli.app, ["search", "s.toml"]).exit_code == 0
@@ -274,7 +279,7 @@ def test_a_mistake_in_a_file_is_one_line(
             raise error
         Schedule(epochs=-1, learning_rate=0.1)
 
-    monkeypatch.setitem(sys.modules, "orchestrator.search", SimpleNamespace(launch=launch))
+    pretend(monkeypatch, launch)
     result = CliRunner().invoke(cli.app, ["search", "s.toml"])
     with pytest.raises(InvalidInput, match=said):
         raise InvalidInput(complaint(result))
@@ -284,7 +289,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
     def launch(space: Path, **options: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(sys.modules, "orchestrator.search", SimpleNamespace(launch=launch))
+    pretend(monkeypatch, launch)
     result = CliRunner().invoke(cli.app, ["search", "s.toml"])
     assert isinstance(result.exception, ZeroDivisionError)
 

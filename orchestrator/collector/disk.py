@@ -37,15 +37,15 @@ class Disk:
         return self.weights + self.records
 
 
-def disk_of(store: StageStore, keys: Sequence[str]) -> Disk:
+def disk_of(store: StageStore, keys: pa.Array) -> Disk:
     """What a study takes; `keys` are those of its published stages."""
     replaced = store.replaced()
     known = _read(store)
-    if not known["key"].combine_chunks().equals(pa.array(keys, pa.string())):
-        known = _extended(store, known, keys)
+    if not known["key"].combine_chunks().equals(keys):
+        known = _extended(store, known, keys.to_pylist())
     gone = store.collected.bytes().keys() - replaced
     there = known.filter(pc.invert(_among(known, gone))) if gone else known
-    rows = [_split(store.sizes(f"stages/{key}")) for key in replaced & set(keys)] if replaced else []
+    rows = [_split(store.sizes(f"stages/{key}")) for key in replaced & set(keys.to_pylist())] if replaced else []
     rows += [_split(store.sizes(name)) for name in store.names() if name != "stages"]
     weights = (pc.sum(there["weights"]).as_py() or 0) + sum(row[0] for row in rows)
     records = (pc.sum(known["records"]).as_py() or 0) + sum(row[1] for row in rows)

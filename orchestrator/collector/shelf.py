@@ -65,7 +65,7 @@ def entry_of(study: Study) -> Entry:
         trials=sum(name.endswith(".json") for name in study.store.names("trials")),
         points=len(points),
         hypervolume=hypervolume(accuracy, flops_kept),
-        disk=disk_of(study.store, table["key"].to_pylist()),
+        disk=disk_of(study.store, table["key"].combine_chunks()),
         changed=pc.max(table["created"]).as_py() or made,
         driver=study.store.occupant(DRIVER),
     )

@@ -56,7 +56,7 @@ Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 class Budget(Record):
     """How far a search goes; may be raised later. What is used up first ends it."""
 
-    trials: Annotated[int, Field(ge=1)] = 16
+    trials: Annotated[int, Field(ge=1)] = 16  # each yields a point for each of its iterations
     train_flops: Count | None = None  # forward flops x samples x 3, of all stages that were computed
     hours: Positive | None = None  # of all launches together
 
@@ -64,25 +64,25 @@ class Budget(Record):
 class ProposalSettings(Record):
     """How settings are chosen. The first three are part of a study's definition: they tell one search from another."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0  # of the choice of trials
     parallel: Annotated[int, Field(ge=1)] = 4  # trials that may be under way at once, however many fit the machine
     startup: Annotated[int, Field(ge=1)] = 8  # the first so many are drawn at random
-    guide: Literal["gain", "prefixes"] = "gain"  # see guides.py
+    guide: Literal["gain", "prefixes"] = "gain"  # gain: what adds most to the frontier; prefixes: see guides.py
 
 
 class Limits(Record):
     """What a model must keep to, to be of use. Others are recorded too, but do not guide the search."""
 
-    max_flops: Count | None = None
-    max_params: Count | None = None
+    max_flops: Count | None = None  # multiply-accumulates
+    max_params: Count | None = None  # weights of all layers
     max_latency_ms: Positive | None = None  # trial.latency_batch says of what
-    min_accuracy: Share | None = None
+    min_accuracy: Share | None = None  # on the validation split
 
 
 class Stopping(Record):
     """When a trial ends before its last iteration: see stopping.py."""
 
-    rule: Literal["dominated", "none"] = "dominated"
+    rule: Literal["dominated", "none"] = "dominated"  # "none": no trial is stopped
     margin: Share = 0.05  # of accuracy
 
 
@@ -97,8 +97,8 @@ class Confirmation(Record):
 class Resources(Record):
     """What one trial takes of the machine or the cluster."""
 
-    cpus_per_trial: Annotated[FiniteFloat, Field(gt=0.0)] = 1.0
-    gpus_per_trial: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
+    cpus_per_trial: Annotated[FiniteFloat, Field(gt=0.0)] = 1.0  # CPU cores
+    gpus_per_trial: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0  # 0.25: four trials share a GPU; 2: each has two
     stage_minutes: Annotated[FiniteFloat, Field(gt=0.0)] | None = None  # the longest that one stage may take; else any
 
     @model_validator(mode="after")
