@@ -138,13 +138,13 @@ def test_many_trials_are_simulated(run: Run) -> None:
 
 
 def test_many_points_are_asked_beside_pandas(run: Run, tmp_path: Path) -> None:
-    header, _, *rows = run("many_points", "--points", "60", "--times", "1", "--cold-times", "1")[1:]
-    assert cells(header)[0] == "question"
-    found = {row[0]: row[1:] for row in map(cells, rows[:-2])}
+    asked = ("--points", "60", "--times", "1", "--cold-times", "1", "--work", str(tmp_path))
+    header, _, *rows = run("many_points", *asked)
+    assert cells(header)[0] == "question"  # and the exit code says that front and pandas found the same points
+    found = {row[0]: row[1:] for row in map(cells, rows)}
     assert {"front", "status", "report", "ls", "gc --dry-run", "pandas on the index"} == found.keys()
-    assert all(float(found["front"][at]) > 0 for at in range(4))
+    assert all(float(seconds) >= 0 for seconds in found["front"])
     assert found["pandas on the index"][0] == "-"
-    assert rows[-1] == "front and pandas find the same points: yes"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def confirmed_frame(store: StageStore, accuracy_of: Callable[[str], float]) -> p
     rows = []
     for point, records in _by_point(store.arms()).items():
         for arm in ARMS:
-            found = _tested(store, [record for record in records if record.spec.arm == arm])
+            found = measured(store, [record for record in records if record.spec.arm == arm])
             if found:
                 rows.append(_row(point, arm, found, accuracy_of, records[0].spec.with_validation))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -52,17 +52,7 @@ def latest(records: Iterable[ArmRecord]) -> list[ArmRecord]:
     return list(one_each.values())
 
 
-def _kind(record: ArmRecord) -> tuple[bool, float]:
-    return record.spec.with_validation, record.spec.length
-
-
-def _by_point(records: Sequence[ArmRecord]) -> dict[str, list[ArmRecord]]:
-    points = dict.fromkeys(record.spec.point for record in records)
-    found = {point: latest(record for record in records if record.spec.point == point) for point in points}
-    return {point: some for point, some in found.items() if some}
-
-
-def _tested(store: StageStore, records: Sequence[ArmRecord]) -> list[Measured]:
+def measured(store: StageStore, records: Sequence[ArmRecord]) -> list[Measured]:
     """What the arms measured, but for those whose stage cannot be read: `orchestrator confirm` makes it again."""
     found = []
     for record in records:
@@ -73,6 +63,16 @@ def _tested(store: StageStore, records: Sequence[ArmRecord]) -> list[Measured]:
         except (DamagedStage, DamagedRecord):
             continue
     return found
+
+
+def _kind(record: ArmRecord) -> tuple[bool, float]:
+    return record.spec.with_validation, record.spec.length
+
+
+def _by_point(records: Sequence[ArmRecord]) -> dict[str, list[ArmRecord]]:
+    points = dict.fromkeys(record.spec.point for record in records)
+    found = {point: latest(record for record in records if record.spec.point == point) for point in points}
+    return {point: some for point, some in found.items() if some}
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""What a study takes on the disk: weights, and everything else. What it found of each stage is kept in disk.parquet.
+"""What a study takes on the disk, its confirmed models too: weights, and everything else. Kept in disk.parquet.
 
 A published stage changes in one way alone: its weights may be collected, and of that there are notes. So each stage is
 looked at once; the file is a copy that may be thrown away.
@@ -37,20 +37,25 @@ class Disk:
         return self.weights + self.records
 
 
-def disk_of(store: StageStore, keys: Sequence[str]) -> Disk:
+def disk_of(store: StageStore, keys: pa.Array) -> Disk:
     """What a study takes; `keys` are those of its published stages."""
     replaced = store.replaced()
     known = _read(store)
-    if not known["key"].combine_chunks().equals(pa.array(keys, pa.string())):
-        known = _extended(store, known, keys)
+    if not known["key"].combine_chunks().equals(keys):
+        known = _extended(store, known, keys.to_pylist())
     gone = store.collected.bytes().keys() - replaced
     there = known.filter(pc.invert(_among(known, gone))) if gone else known
-    rows = [_split(store.sizes(f"stages/{key}")) for key in replaced & set(keys)] if replaced else []
+    rows = [_split(store.sizes(f"stages/{key}")) for key in replaced & set(keys.to_pylist())] if replaced else []
     rows += [_split(store.sizes(name)) for name in store.names() if name != "stages"]
     weights = (pc.sum(there["weights"]).as_py() or 0) + sum(row[0] for row in rows)
     records = (pc.sum(known["records"]).as_py() or 0) + sum(row[1] for row in rows)
     missing = pc.sum(_among(known, gone - set(store.names(RESTORED)))).as_py() or 0 if gone else 0
     return Disk(weights=weights, records=records, collected=missing)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a study holds weights."""
+    return name.rpartition("/")[2] == WEIGHTS_FILE
 
 
 def _among(table: pa.Table, keys: AbstractSet[str]) -> pa.ChunkedArray:
@@ -82,7 +87,7 @@ def _extended(store: StageStore, known: pa.Table, keys: Sequence[str]) -> pa.Tab
 
 def _split(sizes: Mapping[str, Size]) -> tuple[int, int]:
     """Bytes of weights, and of everything else."""
-    weights = sum(size.bytes for name, size in sizes.items() if name.rpartition("/")[2] == WEIGHTS_FILE)
+    weights = sum(size.bytes for name, size in sizes.items() if is_weights(name))
     return weights, sum(size.bytes for size in sizes.values()) - weights
 
 

@@ -18,6 +18,8 @@ that makes a stage collectable holds for ever (a finished stage stays finished, 
 be found out while a search runs: its workers load weights of resumable stages alone. Where one does need weights that
 went (a trial that another trial's stop had vouched for, or any after `frontier`), it computes them again, with the same
 plan and under the same claims; see trial.restore.
+
+Models that were confirmed lie in a store of their own, confirmed/, and stay, with what leads to them: they are results.
 """
 
 import math
@@ -30,12 +32,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.collector.disk import is_weights
 from orchestrator.collector.query import EmptyStudy, Study
 from orchestrator.collector.trials import trials_of
 from orchestrator.files import Size
 from orchestrator.record import InvalidInput, TrialSpec
 from orchestrator.retention import RESTORED
-from orchestrator.store import WEIGHTS_FILE
+from orchestrator.store import CONFIRMED, WEIGHTS_FILE
 
 Keep = Literal["frontier", "resumable"]
 COLLECTOR, DRIVER = "collector", "driver"  # what only one process at a time may be
@@ -81,6 +84,7 @@ class Collection:
     freed: int
     groups: tuple[Group, ...]
     kept: Mapping[str, int] = field(default_factory=dict)  # how many stages, by the reason
+    confirmed: int = 0  # bytes of the weights in confirmed/, which are left alone
 
 
 def collectable(study: Study, keep: Keep = "resumable") -> Collection:
@@ -99,6 +103,7 @@ def collectable(study: Study, keep: Keep = "resumable") -> Collection:
         freed=sum(size.bytes for key in sizes for size in there[key] if not size.shared),
         groups=tuple(Group(kind=k, iteration=i, stages=len(s), bytes=sum(s)) for (k, i), s in sorted(groups.items())),
         kept=Counter(reason for key, reason in reasons.items() if key in there),
+        confirmed=sum(size.bytes for name, size in study.store.sizes(CONFIRMED).items() if is_weights(name)),
     )
 
 

@@ -8,8 +8,10 @@ the clusters. latency_ms is what each cluster's machines took.
 
 What is joined. Stages by their keys, each once: of the first study that has its weights, else of the first that has it.
 Where two have computed the same stage, their figures may differ by rounding, and the record comes along with what it
-was measured of. Trials are numbered anew: those of the first study, then those of the next. The sources stay as they
-are; study.json says which they were. A merged study is asked, exported and confirmed; a search goes on in its sources.
+was measured of. Trials are numbered anew: those of the first study, then those of the next. Confirmations come along
+in the same way; of an arm that two studies have trained, the model that was measured last counts. The sources stay as
+they are; study.json says which they were. A merged study is asked, exported and confirmed; a search goes on in its
+sources, which keep what only a search needs: its settings, journal, prior, space file, and notes of trackers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +23,23 @@ from orchestrator.collector.query import Study, format_flops
 from orchestrator.files import Place, Uri, located
 from orchestrator.record import InvalidInput, now
 from orchestrator.retention import RESTORED
-from orchestrator.store import DamagedStage, StageStore
+from orchestrator.store import CONFIRMED, DamagedStage, StageStore
 
 STUDY_FILE = "study.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What came of a merge. `shared` are stages that more than one source has, `damaged` those that none has whole."""
+    """What came of a merge. `shared` are stages that more than one source has, `damaged` those that none has whole.
+
+    `stages` and `shared` are of the searches; `confirmed` models were measured on the test split.
+    """
 
     path: Place
     stages: int
     shared: int
     trials: int
+    confirmed: int
     damaged: tuple[str, ...]
     models: tuple[str, ...]
 
@@ -58,10 +64,12 @@ def merge(sources: Sequence[Study], target: Place, at: Callable[[int, int], None
         created = there["created"] if there else now()
         head: dict[str, Any] = {"name": located(target).name, "created": created}
         store.write_json(STUDY_FILE, {**head, "merged": {**about, "finished": False}})
-        held = [set(source.store.keys()) for source in sources]
-        damaged = _take_stages(sources, held, store, at)
-        _take_failures(sources, store)
+        stores = [source.store for source in sources]
+        held = [set(one.keys()) for one in stores]
+        damaged = _take_stages(stores, held, store, at)
+        _take_failures(stores, store)
         trials = _take_trials(sources, store)
+        confirmed, torn = _take_confirmed(sources, store)
         store.write_json(STUDY_FILE, {**head, "merged": {**about, "finished": True}})
     every = set().union(*held)
     return Merged(
@@ -69,7 +77,8 @@ def merge(sources: Sequence[Study], target: Place, at: Callable[[int, int], None
         stages=len(every) - len(damaged),
         shared=sum(map(len, held)) - len(every),
         trials=trials,
-        damaged=tuple(damaged),
+        confirmed=confirmed,
+        damaged=(*damaged, *torn),
         models=tuple(sorted({model for source in sources for model in _models(source)})),
     )
 
@@ -156,17 +165,20 @@ def _check_target(store: StageStore, sources: Sequence[Study], about: Mapping[st
 
 
 def _take_stages(
-    sources: Sequence[Study], held: Sequence[set[str]], store: StageStore, at: Callable[[int, int], None]
+    sources: Sequence[StageStore],
+    held: Sequence[set[str]],
+    store: StageStore,
+    at: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[str]:
     """Take every stage over; returns those that no source has whole."""
-    gone = [source.store.collected.bytes().keys() - set(source.store.names(RESTORED)) for source in sources]
+    gone = [source.collected.bytes().keys() - set(source.names(RESTORED)) for source in sources]
     keys = sorted(set().union(*held))
     orders = {
         key: sorted((n for n, has in enumerate(held) if key in has), key=lambda n: key in gone[n]) for key in keys
     }
     damaged, without = [], {}
     for done, (key, order) in enumerate(orders.items(), start=1):
-        found = next((folders for n in order if (folders := _folders(sources[n].store, key))), None)
+        found = next((folders for n in order if (folders := _folders(sources[n], key))), None)
         if found is None:
             damaged.append(key)
             continue
@@ -191,9 +203,9 @@ def _folders(store: StageStore, key: str) -> tuple[Path, Path | None] | None:
         return None
 
 
-def _take_failures(sources: Sequence[Study], store: StageStore) -> None:
+def _take_failures(sources: Sequence[StageStore], store: StageStore) -> None:
     for source in sources:
-        for failure in source.store.failures():
+        for failure in source.failures():
             if store.failure(failure.key) is None:
                 store.record_failure(failure)
 
@@ -204,3 +216,17 @@ def _take_trials(sources: Sequence[Study], store: StageStore) -> int:
     for index, trial in enumerate(trials):
         store.record_trial(trial.model_copy(update={"index": index}))
     return len(trials)
+
+
+def _take_confirmed(sources: Sequence[Study], store: StageStore) -> tuple[int, list[str]]:
+    """Take confirmations over; returns how many models they have measured, and the stages that no source has whole."""
+    stores = [StageStore(source.path / CONFIRMED) for source in sources]
+    held = [set(one.keys()) for one in stores]
+    ours = StageStore(store.root / CONFIRMED)
+    torn = _take_stages(stores, held, ours)
+    _take_failures(stores, ours)
+    ended = sorted((arm for one in stores for arm in one.arms()), key=lambda arm: (arm.failure is None, arm.created))
+    kept = {(arm.spec.point, arm.spec.path, arm.spec.arm): arm for arm in ended}  # the last, or else the last failure
+    for arm in kept.values():
+        ours.record_arm(arm)
+    return sum(arm.failure is None and arm.stages[-1] not in torn for arm in kept.values()), torn

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -220,8 +219,8 @@ class Study:
         table, trials = self._table(), trials_of(self.store)
         points = _points(table)
         accuracy, flops_kept = points["accuracy"].to_numpy(), points["flops_kept"].to_numpy()
-        costs = dict(zip(table["key"].to_pylist(), table["train_flops"].to_pylist(), strict=True))
-        uses = Counter(key for key in pc.list_flatten(trials["stages"]).to_pylist() if key in costs)
+        costs = table["train_flops"].to_numpy()
+        again = _uses_again(table, trials)
         return Status(
             path=self.path,
             driver=self.store.occupant("driver"),
@@ -231,14 +230,14 @@ class Study:
             duplicates=self.store.duplicates(),
             trials=len(trials),
             stopped=stopped_of(trials),
-            reused=uses.total() - len(uses),
-            train_flops_saved=math.fsum(costs[key] * (count - 1) for key, count in uses.items()),
+            reused=int(again.sum()),
+            train_flops_saved=math.fsum((costs * again).tolist()),
             damaged=(*self.damaged.values(), *map(str, self.store.damaged())),
             hypervolume=hypervolume(accuracy, flops_kept),
             best_at=best_at(accuracy, flops_kept),
-            train_flops=math.fsum(table["train_flops"].to_pylist()),
-            seconds=math.fsum(table["seconds"].to_pylist()),
-            disk=disk_of(self.store, table["key"].to_pylist()),
+            train_flops=math.fsum(costs.tolist()),
+            seconds=math.fsum(table["seconds"].to_numpy().tolist()),
+            disk=disk_of(self.store, table["key"].combine_chunks()),
             models=tuple(sorted(pc.unique(points["model"]).to_pylist())),
         )
 
@@ -435,6 +434,13 @@ def _failure_row(failure: Failure) -> Row:
 
 def _points(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_valid(table["flops"]))
+
+
+def _uses_again(table: pa.Table, trials: pa.Table) -> Any:
+    """[stages] int64: how many trials found each stage of the table finished."""
+    passed = pc.list_flatten(trials["stages"])
+    at = pc.index_in(passed, value_set=table["key"].combine_chunks()).drop_null().to_numpy()
+    return np.maximum(np.bincount(at, minlength=len(table)) - 1, 0)
 
 
 def _oldest_first(table: pa.Table) -> pa.Table:

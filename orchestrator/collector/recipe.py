@@ -64,9 +64,9 @@ def export_command(study: object) -> str:
     return shlex.join(["orchestrator", "export", str(study)])
 
 
-def search_command(name: str, storage: object) -> str:
-    """The command that goes on with a study."""
-    return shlex.join(["orchestrator", "search", f"{name}.toml", "--storage", str(storage)])
+def search_command(file: object, storage: object) -> str:
+    """The command that goes on with a study; `file` is its search space."""
+    return shlex.join(["orchestrator", "search", str(file), "--storage", str(storage)])
 
 
 def _flat(fixed: Mapping[str, Any]) -> dict[str, Any]:

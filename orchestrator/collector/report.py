@@ -79,7 +79,7 @@ def page_data(study: Study) -> dict[str, Any]:
     points = stages[stages["flops"].notna()].reset_index(drop=True)
     previous = dict(zip(points["key"], previous_points(stages), strict=True))
     fronts = {cost: _front(points, cost) for cost in COSTS}
-    confirmed = confirmed_of(study)
+    confirmed = _records(study.confirmed())
     shown = _shown(points, previous, {*chain(*fronts.values()), *(row["key"] for row in confirmed)})
     place = {key: at for at, key in enumerate(shown["key"])}
     described = study.store.read_json("study.json") or {}
@@ -105,7 +105,7 @@ def page_data(study: Study) -> dict[str, Any]:
         "frozen": _records(study.frozen()) if stages["frozen_groups"].notna().any() else [],
         "commands": {
             "export": export_command(study.path),
-            "search": search_command(str(described.get("name", study.name)), study.path.parent),
+            "search": None if "merged" in described else _search_command(study, str(described.get("name", study.name))),
             "space": space_template(definition),
         },
         "counted": COUNTED,
@@ -131,12 +131,6 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return len(content)
-
-
-def confirmed_of(study: Any) -> list[dict[str, Any]]:
-    """The confirmed figures of a study: a record for each point and arm, with full keys."""
-    ask = getattr(study, "confirmed", None)
-    return [] if ask is None else _records(ask())
 
 
 def _front(points: pd.DataFrame, cost: str) -> list[str]:
@@ -166,6 +160,12 @@ def _climbed(keys: Iterable[str], previous: Mapping[str, str | None], place: Map
         while above is not None and above not in place:
             above = previous[above]
         yield above or ""
+
+
+def _search_command(study: Study, name: str) -> str:
+    """A rerun has left its space file in the study's folder; other space files lie where the user has them."""
+    file = f"{name}.toml"
+    return search_command(study.path / file if file in study.store.names() else file, study.path.parent)
 
 
 def _about(study: Study, points: pd.DataFrame) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from orchestrator.collector.keeping import COLLECTOR, DRIVER
 from orchestrator.collector.query import Study
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import InvalidInput
-from orchestrator.store import StageStore
+from orchestrator.store import CONFIRMED, StageStore
 
 STUDY_FILE = "study.json"
-CONFIRMED = "confirmed"  # where a study keeps the store of its confirmed stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ def entry_of(study: Study) -> Entry:
         trials=sum(name.endswith(".json") for name in study.store.names("trials")),
         points=len(points),
         hypervolume=hypervolume(accuracy, flops_kept),
-        disk=disk_of(study.store, table["key"].to_pylist()),
+        disk=disk_of(study.store, table["key"].combine_chunks()),
         changed=pc.max(table["created"]).as_py() or made,
         driver=study.store.occupant(DRIVER),
     )

@@ -15,6 +15,7 @@ from orchestrator.commands.arguments import (
     limit,
     open_study,
 )
+from orchestrator.commands.keeping import bring_back
 from orchestrator.record import InvalidInput
 from orchestrator.tables import ACCURACY_MEANS, FLOPS_MEANS, flops_text, print_facts, print_heading, share_text
 
@@ -51,6 +52,11 @@ def export(
     asked = open_study(study, storage)
     chosen = key or asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy).key
     from orchestrator.takeout import take_out
+    from orchestrator.takeout.choosing import check_allowed, code_of
+
+    if not confirmed and (point := asked.point(chosen)).key in asked.store.collected.bytes():
+        check_allowed(asked, code_of(point.model, point.dataset), allow_code or ())
+        bring_back(asked, point.key, data_root)
 
     figures = take_out(
         asked,

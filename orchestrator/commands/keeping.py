@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -106,6 +107,8 @@ def merge(
         "stages": f"{done.stages}; {done.shared} of them more than one study has",
         "trials": f"{done.trials}, numbered anew",
     }
+    if done.confirmed:
+        facts["confirmed"] = f"{done.confirmed} models measured on the test split"
     if done.damaged:
         facts["damaged"] = f"{len(done.damaged)} stages, left out"
     if len(done.models) > 1:
@@ -113,14 +116,19 @@ def merge(
     print_facts(facts)
 
 
-def bring_back(study: "Study", key: str) -> None:
-    """Makes sure of the weights of a point: where they were collected, computes them again, which may take long."""
+def bring_back(study: "Study", key: str, data_root: Path | None = None) -> None:
+    """Makes sure of the weights of a point: where they were collected, computes them again, which may take long.
+
+    data_root: where the data sets lie; else where the trial had them.
+    """
     if study.store.weights(key) is not None:
         return
     from orchestrator.collector.keeping import spec_with
     from orchestrator.trial import restore
 
     spec = spec_with(study, key)
+    if data_root is not None:
+        spec = spec.model_copy(update={"data_root": str(data_root)})
     typer.echo(f"the weights of {key[:12]} were collected; computing them again", err=True)
     restore(spec, study.store, key)
 
@@ -152,6 +160,8 @@ def _moment(text: str) -> str:
 
 def _print_collection(path: str, found: "Collection", *, dry_run: bool) -> None:
     kept = ", ".join(f"{count} {reason}" for reason, count in found.kept.items()) or "none"
+    if found.confirmed:
+        kept += f"; {bytes_text(found.confirmed)} of confirmed models, which gc leaves alone"
     if not found.bytes:
         typer.echo(f"{path}: nothing to collect; weights kept: {kept}")
         return

@@ -102,6 +102,8 @@ def space_after(old: Study, name: str, *, model: str | None, dataset: str | None
 def _definition(old: Study) -> dict[str, Any]:
     there = old.store.read_json(STUDY_FILE)
     definition = there.get("definition") if isinstance(there, dict) else None
+    if isinstance(there, dict) and "merged" in there:
+        raise InvalidInput(f"{old.path}: was merged of several studies; rerun one of these")
     if not isinstance(definition, dict):
         raise InvalidInput(f"{old.path / STUDY_FILE}: there is no definition; rerun needs a study that search has made")
     return definition

@@ -1,7 +1,7 @@
 """Which model is taken out, where it lies, and whether all that it needs is there and allowed."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,9 @@ from orchestrator.network import user_function
 from orchestrator.network.artifact import CodeNotAllowed, read
 from orchestrator.network.model_card import ModelCard
 from orchestrator.network.zoo import NETWORKS
-from orchestrator.record import InvalidInput, Point, Stage
+from orchestrator.record import InvalidInput, Measured, Point, Stage
 from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, StageStore
-from orchestrator.takeout.confirmed import Measured, confirmed_model
+from orchestrator.takeout.confirmed import confirmed_model
 from orchestrator.takeout.figures import Confirmation
 from orchestrator.training.datasets import DataSet, is_code, load
 
@@ -25,17 +25,21 @@ class Chosen:
     study: Study
     point: Point
     store: StageStore
-    key: str
-    measured: Measured
+    measured: Point | Measured
     confirmation: Confirmation | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the stage whose model is taken."""
+        return self.measured.key
 
     @cached_property
     def folder(self) -> Path:
         """With the weights in it. Raises InvalidInput if they were not kept."""
-        folder = self.store.folder(self.key)
-        assert folder is not None, self.key
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise InvalidInput(f"{folder / WEIGHTS_FILE}: the weights of this point were not kept")
+        folder = self.store.weights(self.key)
+        if folder is None:
+            place = self.store.root / "stages" / self.key / WEIGHTS_FILE
+            raise InvalidInput(f"{place}: the weights of this point were not kept")
         return folder
 
     @cached_property
@@ -53,23 +57,19 @@ class Chosen:
     @property
     def code(self) -> tuple[str, ...]:
         """The user's functions that building the network and loading the data would run."""
-        model = self.card.architecture.reference
-        own = model not in NETWORKS and not model.startswith(("torchvision:", "timm:"))
-        found = [model] if own and user_function.is_reference(model) else []
-        return (*found, *([self.point.dataset] if is_code(self.point.dataset) else []))
+        return code_of(self.card.architecture.reference, self.point.dataset)
 
 
 def choose(study: Study, key: str, *, confirmed: bool) -> Chosen:
     """The point of the study with this key, or what confirming it has left. Raises InvalidInput where there is none."""
     point = study.point(key)
     if not confirmed:
-        return Chosen(study=study, point=point, store=study.store, key=point.key, measured=Measured.of(point))
+        return Chosen(study=study, point=point, store=study.store, measured=point)
     found = confirmed_model(study, point.key)
     return Chosen(
         study=study,
         point=point,
         store=found.store,
-        key=found.key,
         measured=found.measured,
         confirmation=found.confirmation,
     )
@@ -82,12 +82,19 @@ def _path(store: StageStore, key: str) -> tuple[Stage, ...]:
     return tuple(reversed(path))
 
 
-def check_allowed(chosen: Chosen, allow_code: Collection[str]) -> None:
+def code_of(model: str, dataset: str) -> tuple[str, ...]:
+    """Those of the two that are the user's functions."""
+    own = model not in NETWORKS and not model.startswith(("torchvision:", "timm:"))
+    found = [model] if own and user_function.is_reference(model) else []
+    return (*found, *([dataset] if is_code(dataset) else []))
+
+
+def check_allowed(study: Study, code: Iterable[str], allow_code: Collection[str]) -> None:
     """Raise CodeNotAllowed, naming the option, for code of the user's that is not allowed to be run."""
-    for reference in chosen.code:
+    for reference in code:
         if reference not in allow_code:
             raise CodeNotAllowed(
-                f"{chosen.study.path}: this point needs {reference}, code that an export would run; "
+                f"{study.path}: this point needs {reference}, code that an export would run; "
                 f"if you trust it, allow it: --allow-code {reference}"
             )
 

@@ -45,7 +45,7 @@ def figures_of(
     point, card, measured = chosen.point, chosen.card, chosen.measured
     dense = _dense(card.architecture)
     layers, dense_params = _layers(network, dense, card)
-    recorded = measured.test_accuracy
+    recorded = None if chosen.confirmation is None else measured.test_accuracy
     return Figures(
         model=card.architecture.reference,
         code=tuple(Code(reference=reference, sha256=_digest_of(reference)) for reference in chosen.code),
@@ -53,7 +53,7 @@ def figures_of(
         input_shape=card.architecture.input_shape,
         preprocessing=preprocessing_of(data),
         accuracy=measured.accuracy,
-        accuracy_after_cut=measured.accuracy_after_cut,
+        accuracy_after_cut=point.accuracy_after_cut if chosen.confirmation is None else None,
         dense_accuracy=_dense_accuracy(chosen),
         test_accuracy=test_accuracy if recorded is None else recorded,
         test_accuracy_by="export" if recorded is None else "confirm",

@@ -180,9 +180,10 @@ def _test(figures: Figures) -> str:
         )
     else:
         optimism = figures.confirmation.optimism
+        too = " It was trained on the validation split, too." if figures.confirmation.with_validation else ""
         said = (
             "The point of the search was trained anew from fresh seeds; this is the model of the first of them, not of "
-            "the best. test_accuracy is what was recorded of it then. The search was optimistic by "
+            f"the best.{too} test_accuracy is what was recorded of it then. The search was optimistic by "
             f"{optimism:+.4f} (its accuracy minus the mean test_accuracy)."
         )
     if figures.latency is not None:

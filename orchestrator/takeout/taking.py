@@ -89,7 +89,7 @@ def take_out(
     folder, wanted = Path(output), _checked(list(FORMATS) if formats is None else formats)
     artifact.check_free(folder)
     chosen = choose(study, key, confirmed=confirmed)
-    check_allowed(chosen, allow_code)
+    check_allowed(study, chosen.code, allow_code)
     data = data_of(chosen, data_root)
     network = artifact.load(chosen.folder, allow_code=allow_code)
     measured = evaluate(network, data, "test").accuracy

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,20 @@ import pandas as pd
 import pytest
 
 from orchestrator import Study
-from orchestrator.record import Failure, Schedule, TrialRecord, TrialSpec, whereabouts
-from orchestrator.store import StageStore
+from orchestrator.record import (
+    ArmRecord,
+    ArmSpec,
+    Cost,
+    Failure,
+    Measured,
+    Schedule,
+    Stage,
+    TrialRecord,
+    TrialSpec,
+    stage_key,
+    whereabouts,
+)
+from orchestrator.store import CONFIRMED, StageStore, write_record
 
 SCHEDULE = Schedule(epochs=1, learning_rate=0.1)
 RATIOS = (0.3, 0.45)
@@ -88,6 +101,79 @@ def full_study(study: StageStore) -> Study:
         end_trial(study, index, weight, ratio, stopped="what is left is dominated" if index == 3 else None)
     record_failure(study, "the loss is NaN in epoch 3")
     return Study(study.root)
+
+
+@pytest.fixture
+def measure(study: StageStore) -> Callable[..., str]:
+    """measure(point, arm, seed, test_accuracy): a model of a confirmation; returns its key."""
+    store = StageStore(study.root / CONFIRMED)
+    moments = iter(range(10, 60))
+
+    def publish(
+        point: str,
+        arm: str,
+        seed: int,
+        test_accuracy: float,
+        *,
+        length: float = 1.0,
+        with_validation: bool = False,
+        failure: str | None = None,
+    ) -> str:
+        moment = f"2026-01-01T00:00:{next(moments)}.000+00:00"
+        parameters: dict[str, Any] = {
+            "point": point,
+            "arm": arm,
+            "seed": seed,
+            "length": length,
+            "data": with_validation,
+        }
+        key = stage_key(None, "cut", parameters)
+        cost = Cost(train_flops=1000 + seed)
+        tested = Measured(
+            key=key,
+            parent=None,
+            kind="cut",
+            iteration=1,
+            model="cifarnet",
+            dataset="digits",
+            seed=seed,
+            flops=5000 + seed,
+            params=70,
+            flops_kept=0.5,
+            test_accuracy=test_accuracy,
+            accuracy=None,
+            epochs=4,
+            cost=cost,
+            path_cost=cost,
+            created=moment,
+        )
+        stage = Stage(key=key, parent=None, kind="cut", parameters=parameters, cost=cost, **whereabouts())
+
+        def compute(folder: Path) -> None:
+            write_record(folder / "stage.json", stage)
+            write_record(folder / "tested.json", tested)
+
+        store.obtain(key, compute)
+        spec = ArmSpec(
+            model="cifarnet",
+            dataset="digits",
+            regularization_weight=0.01,
+            pruning_ratio=0.3,
+            iterations=1,
+            seed=seed,
+            dense=SCHEDULE,
+            sparse=SCHEDULE,
+            recovery=SCHEDULE,
+            point=point,
+            path=stage_key(None, "cut", {**parameters, "arm": "pruned"}),
+            arm=arm,
+            with_validation=with_validation,
+            length=length,
+        )
+        store.record_arm(ArmRecord(spec=spec, stages=(key,), failure=failure, created=moment))
+        return key
+
+    return publish
 
 
 class ManyPoints(Study):

@@ -19,6 +19,8 @@ from orchestrator.store import StageStore
 
 OpenPage = Callable[..., Any]
 AddTrial = Callable[..., None]
+Measure = Callable[..., str]
+ARMS = ("pruned\t", "dense\t", "scratch\t")
 HOSTILE = "<img src=x onerror=alert(1)>"
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1}
 
@@ -189,23 +191,24 @@ def test_a_hostile_name_shows_as_text(study: StageStore, open_page: OpenPage, tm
     assert opened.page.locator("img").count() == 0
 
 
-def test_confirmed_points_are_marked(full_study: Study, open_page: OpenPage, tmp_path: Path) -> None:
-    data = page_data(full_study)
-    arm = {
-        "arm": "pruned",
-        "seeds": 3,
-        "test_accuracy_mean": 0.9012,
-        "test_accuracy_deviation": 0.0034,
-        "flops": 5_000_000,
-    }
-    data["confirmed"] = [{**arm, "point": data["fronts"]["flops"][0], "optimism": 0.0123, "with_validation": True}]
-    (tmp_path / "page.html").write_text(report.html_of(data))
-    opened = open_page((tmp_path / "page.html").as_uri())
+def test_confirmed_points_are_marked(full_study: Study, measure: Measure, open_page: OpenPage, tmp_path: Path) -> None:
+    front = full_study.front()
+    key = front["key"].iloc[0]
+    for seed, accuracy in enumerate((0.9, 0.905)):
+        measure(key, "pruned", seed, accuracy, with_validation=True)
+        measure(key, "scratch", seed, accuracy - 0.1, with_validation=True)
+    measure(key, "dense", 0, 0.95, with_validation=True)
+    opened = open_page(page_of(full_study, tmp_path))
     assert opened.page.locator("#frontier-chart .mark.confirmed").count() == 1
     front_mark(opened, 0)[1].click()
-    assert "0.9012 ± 0.0034" in opened.text("#point")
-    assert "0.0123" in opened.text("#point")
-    assert "not confirmed" not in opened.text("#point")
+    point = opened.text("#point")
+    pruned, dense, scratch = [line.split() for line in point.splitlines() if line.startswith(ARMS)][:3]
+    assert pruned[:5] == ["pruned", "2", "0.9025", "±", "0.0035"]
+    assert dense[:3] == ["dense", "1", "0.9500"]
+    assert scratch[:5] == ["scratch", "2", "0.8025", "±", "0.0035"]
+    assert pruned[-1] == f"{front['accuracy'].iloc[0] - 0.9025:.4f}"
+    assert "Trained on train and validation." in point
+    assert "not confirmed" not in point
     assert "confirmed on the test split" in opened.text("#legend")
 
 

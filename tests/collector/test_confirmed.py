@@ -3,91 +3,14 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator import Study
 from orchestrator.collector.confirmed import COLUMNS
-from orchestrator.record import ArmRecord, ArmSpec, Cost, Measured, Schedule, Stage, stage_key, whereabouts
-from orchestrator.store import CONFIRMED, StageStore, write_record
+from orchestrator.store import CONFIRMED, StageStore
 
 Measure = Callable[..., str]
-SCHEDULE = Schedule(epochs=2, learning_rate=0.1)
-
-
-@pytest.fixture
-def measure(study: StageStore) -> Measure:
-    """measure(point, arm, seed, test_accuracy): a model of a confirmation; returns its key."""
-    store = StageStore(study.root / CONFIRMED)
-    moments = iter(range(10, 60))
-
-    def publish(
-        point: str,
-        arm: str,
-        seed: int,
-        test_accuracy: float,
-        *,
-        length: float = 1.0,
-        with_validation: bool = False,
-        failure: str | None = None,
-    ) -> str:
-        moment = f"2026-01-01T00:00:{next(moments)}.000+00:00"
-        parameters: dict[str, Any] = {
-            "point": point,
-            "arm": arm,
-            "seed": seed,
-            "length": length,
-            "data": with_validation,
-        }
-        key = stage_key(None, "cut", parameters)
-        cost = Cost(train_flops=1000 + seed)
-        tested = Measured(
-            key=key,
-            parent=None,
-            kind="cut",
-            iteration=1,
-            model="cifarnet",
-            dataset="digits",
-            seed=seed,
-            flops=5000 + seed,
-            params=70,
-            flops_kept=0.5,
-            test_accuracy=test_accuracy,
-            accuracy=None,
-            epochs=4,
-            cost=cost,
-            path_cost=cost,
-            created=moment,
-        )
-        stage = Stage(key=key, parent=None, kind="cut", parameters=parameters, cost=cost, **whereabouts())
-
-        def compute(folder: Path) -> None:
-            write_record(folder / "stage.json", stage)
-            write_record(folder / "tested.json", tested)
-
-        store.obtain(key, compute)
-        spec = ArmSpec(
-            model="cifarnet",
-            dataset="digits",
-            regularization_weight=0.01,
-            pruning_ratio=0.3,
-            iterations=1,
-            seed=seed,
-            dense=SCHEDULE,
-            sparse=SCHEDULE,
-            recovery=SCHEDULE,
-            point=point,
-            path=stage_key(None, "cut", {**parameters, "arm": "pruned"}),
-            arm=arm,
-            with_validation=with_validation,
-            length=length,
-        )
-        store.record_arm(ArmRecord(spec=spec, stages=(key,), failure=failure, created=moment))
-        return key
-
-    return publish
 
 
 @pytest.fixture
@@ -212,3 +135,11 @@ def test_what_front_status_and_best_say(study: StageStore, measure: Measure, poi
     best = lines("best", "small", "--max-flops", str(study.point(points[0]).flops))
     assert "confirmed              0.9100 ± 0.0141 on the test split, 2 seeds" in best
     assert "confirmed, scratch     0.8000 on the test split, 1 seed" in best
+    header, first, *rest = [line.split(",") for line in lines("front", "small", "--format", "csv")]
+    assert header[-2:] == ["confirmed_test_accuracy", "confirmed_deviation"]
+    assert [float(figure) for figure in first[-2:]] == pytest.approx([0.91, 0.02 / math.sqrt(2)])
+    assert {tuple(row[-2:]) for row in rest} == {("", "")}
+    limit = str(study.point(points[0]).flops)
+    copied = lines("best", "small", "--max-flops", limit, "--output", str(study.root / "copied"))
+    assert "confirmed              0.9100 ± 0.0141 on the test split, 2 seeds" in copied
+    assert f"wrote {study.root / 'copied' / 'weights.safetensors'}" in copied  # the search's own, as the figures above

@@ -89,4 +89,4 @@ def test_a_study_that_does_not_say_what_it_is_has_no_space() -> None:
 
 def test_commands_are_quoted() -> None:
     assert export_command("results/a b") == "orchestrator export 'results/a b'"
-    assert search_command("$(x)", "results") == "orchestrator search '$(x).toml' --storage results"
+    assert search_command("$(x).toml", "results") == "orchestrator search '$(x).toml' --storage results"

@@ -1,34 +1,22 @@
 """What a page is made of: page_data for all kinds of studies, and the file."""
 
 import json
+import math
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from orchestrator import Study
 from orchestrator.collector import report
 from orchestrator.collector.page import html_of
-from orchestrator.collector.report import COLUMNS, confirmed_of, page_data, write_report
+from orchestrator.collector.report import COLUMNS, page_data, write_report
 from orchestrator.record import InvalidInput
 from orchestrator.store import StageStore
 
-ARMS = pd.DataFrame(
-    {
-        "key": ["k"] * 2,
-        "arm": ["pruned", "scratch"],
-        "seeds": [3, 1],
-        "test_accuracy_mean": [0.91, 0.88],
-        "test_accuracy_deviation": [0.004, np.nan],
-        "flops": [5_000_000, 5_000_000],
-        "params": [30_000, 30_000],
-        "train_flops_mean": [1e12, 1e12],
-        "optimism": [0.02, np.nan],
-        "with_validation": [False, False],
-    }
-)
+Measure = Callable[..., str]
 
 
 def keys_at(data: dict[str, Any], places: list[int]) -> list[str]:
@@ -108,20 +96,39 @@ def test_very_many_points_are_thinned_out_but_never_the_frontier(
         assert steps == data["points"]["columns"]["iteration"][kept.index(key)]
 
 
-def test_confirmed_figures_are_asked_of_the_study_and_placed(
-    full_study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = full_study.front()["key"].iloc[0]
-    monkeypatch.setattr(Study, "confirmed", lambda self: ARMS.assign(key=key), raising=False)
+def test_confirmed_figures_are_in_the_page(full_study: Study, measure: Measure) -> None:
+    assert page_data(full_study)["confirmed"] == []
+    front = full_study.front()
+    key = front["key"].iloc[0]
+    for seed, accuracy in enumerate((0.90, 0.92)):
+        measure(key, "pruned", seed, accuracy)
+        measure(key, "scratch", seed, accuracy - 0.1)
+    measure(key, "dense", 0, 0.95)
+    measure("b" * 64, "pruned", 0, 0.5)  # a point that is gone
     data = page_data(full_study)
-    assert [row["arm"] for row in data["confirmed"]] == ["pruned", "scratch"]
-    assert keys_at(data, [row["point"] for row in data["confirmed"]]) == [key, key]
-    assert data["confirmed"][1]["test_accuracy_deviation"] is None
-    assert data["confirmed"][0]["with_validation"] is False
+    rows = {row["arm"]: row for row in data["confirmed"]}
+    assert list(rows) == ["pruned", "dense", "scratch"]
+    assert keys_at(data, [row["point"] for row in rows.values()]) == [key] * 3
+    assert (rows["pruned"]["seeds"], rows["pruned"]["test_accuracy_mean"]) == (2, pytest.approx(0.91))
+    assert rows["pruned"]["test_accuracy_deviation"] == pytest.approx(0.02 / math.sqrt(2))
+    assert rows["pruned"]["optimism"] == pytest.approx(front["accuracy"].iloc[0] - 0.91)
+    assert (rows["dense"]["test_accuracy_deviation"], rows["dense"]["optimism"]) == (None, None)
+    assert rows["pruned"]["with_validation"] is False
 
 
-def test_a_study_that_nobody_confirmed_has_none() -> None:
-    assert confirmed_of(object()) == []
+def test_how_a_search_goes_on(full_study: Study) -> None:
+    def command() -> str | None:
+        found: str | None = page_data(full_study)["commands"]["search"]
+        return found
+
+    def by(file: object) -> str:
+        return shlex.join(["orchestrator", "search", str(file), "--storage", str(full_study.path.parent)])
+
+    assert command() == by("small.toml")
+    full_study.store.write_bytes("small.toml", b"")  # as rerun leaves it
+    assert command() == by(full_study.path / "small.toml")
+    full_study.store.write_json("study.json", {"name": "small", "merged": {}})
+    assert command() is None
 
 
 def test_the_file_is_whole_and_complete_in_itself(full_study: Study, tmp_path: Path) -> None:

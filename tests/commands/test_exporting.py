@@ -1,6 +1,7 @@
 """`orchestrator export`: which point it takes, what it prints, and one line for whatever the user got wrong."""
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,29 +10,29 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator import Study, cli, takeout, trial
-from orchestrator.record import InvalidInput, Schedule, TrialSpec
+from orchestrator.record import InvalidInput, Schedule, TrialRecord, TrialSpec, now
 from orchestrator.store import StageStore
 
 Run = Callable[..., Result]
 FILES = ("README.md", "figures.json", "model.json", "weights.safetensors")
+SCHEDULE = Schedule(epochs=1, learning_rate=0.05, batch_size=64)
+SPEC = TrialSpec(
+    model="cifarnet",
+    dataset="digits",
+    regularization_weight=0.01,
+    pruning_ratio=0.4,
+    iterations=1,
+    dense=SCHEDULE,
+    sparse=SCHEDULE,
+    recovery=SCHEDULE,
+)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the study "small", of one short trial."""
     folder = tmp_path_factory.mktemp("results")
-    schedule = Schedule(epochs=1, learning_rate=0.05, batch_size=64)
-    spec = TrialSpec(
-        model="cifarnet",
-        dataset="digits",
-        regularization_weight=0.01,
-        pruning_ratio=0.4,
-        iterations=1,
-        dense=schedule,
-        sparse=schedule,
-        recovery=schedule,
-    )
-    assert trial.run(spec, StageStore(folder / "small")).failure is None
+    assert trial.run(SPEC, StageStore(folder / "small")).failure is None
     return folder
 
 
@@ -57,6 +58,35 @@ def test_the_point_within_the_limits_is_taken(run: Run, home: Path, tmp_path: Pa
     assert "; dense " in facts["latency_ms"]
     assert facts["latency_ms"].endswith("(a batch of 2, 1 threads)")
     assert printed[-4:] == [f"wrote {tmp_path / 'out' / name}" for name in FILES]
+
+
+def test_weights_that_were_collected_are_computed_again(home: Path, tmp_path: Path) -> None:
+    study = Study(shutil.copytree(home / "small", tmp_path / "small"))
+    point = study.best(max_flops="500k")
+    stages = tuple(study.stages()["key"])
+    study.store.record_trial(TrialRecord(index=0, spec=SPEC, stages=stages, created=now()))
+    study.store.collect(dict.fromkeys(stages, 0))
+    command = ["export", str(study.path), "--key", point.key, "--formats", "safetensors", "--output"]
+    done = CliRunner().invoke(cli.app, [*command, str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert f"the weights of {point.key[:12]} were collected; computing them again" in done.stderr
+    again = CliRunner().invoke(cli.app, [*command, str(tmp_path / "again")])
+    assert (again.exit_code, again.stderr) == (0, "")
+    weights = [(folder / "weights.safetensors").read_bytes() for folder in (tmp_path / "out", tmp_path / "again")]
+    own = home / "small" / "stages" / point.key / "weights.safetensors"
+    assert weights == [own.read_bytes()] * 2
+
+
+def test_collected_weights_are_computed_by_allowed_code_alone(home: Path, tmp_path: Path) -> None:
+    store = StageStore(shutil.copytree(home / "small", tmp_path / "small"))
+    point = Study(store.root).best(max_flops="500k")
+    stage = store.root / "stages" / point.key
+    (stage / "point.json").write_text(point.model_copy(update={"model": "evil:network"}).model_dump_json())
+    store.collect({point.key: 0})
+    typed = ["export", str(store.root), "--key", point.key, "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, typed)
+    assert (done.exit_code, "allow it: --allow-code evil:network" in done.stderr) == (2, True)
+    assert "computing them again" not in done.stderr
 
 
 def test_best_ends_with_the_command_that_takes_the_model_out(home: Path, tmp_path: Path) -> None:

@@ -18,9 +18,13 @@ from orchestrator.collector.shelf import studies
 from orchestrator.collector.trials import trials_of
 from orchestrator.files import Place, Uri, open_files
 from orchestrator.record import (
+    Arm,
+    ArmRecord,
+    ArmSpec,
     Cost,
     Failure,
     InvalidInput,
+    Measured,
     Point,
     Schedule,
     Stage,
@@ -30,9 +34,9 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
-from orchestrator.search.runner import _bind
+from orchestrator.search.binding import bind
 from orchestrator.search.space import SearchSpace
-from orchestrator.store import SOUND, Occupied, StageStore, write_record
+from orchestrator.store import CONFIRMED, SOUND, Occupied, StageStore, write_record
 
 SCHEDULE = Schedule(epochs=1, learning_rate=0.1)
 DIGITS = {"name": "digits", "fingerprint": "d" * 64}
@@ -82,6 +86,38 @@ def passed(store: StageStore, index: int, ratio: float, at: int, of: int = 3, **
     spec = spec_of(ratio, of)
     store.record_trial(TrialRecord(index=index, spec=spec, stages=tuple(keys), created=now(), **named))
     return keys
+
+
+def confirm(study: StageStore, point: str, seed: int, test_accuracy: float, *, arm: Arm = "pruned", at: str) -> str:
+    """A made-up arm of a confirmation, of 1,000 bytes of weights; returns the key of its model."""
+    store, cost = StageStore(study.root / CONFIRMED), Cost(train_flops=7)
+    parameters = {"point": point, "seed": seed, "arm": arm}
+    key = stage_key(None, "cut", parameters)
+    stage = Stage(key=key, parent=None, kind="cut", parameters=parameters, cost=cost, **whereabouts())
+    counted: dict[str, Any] = {"iteration": 1, "flops": 500, "params": 5, "flops_kept": 0.5, "epochs": 3}
+    known: dict[str, Any] = {"model": "net", "dataset": "digits", "seed": seed, "accuracy": None, **counted}
+
+    def compute(staging: Path) -> None:
+        write_record(staging / "stage.json", stage)
+        (staging / "weights.safetensors").write_bytes(key[:10].encode() * 100)
+        record = Measured(key=key, parent=None, kind="cut", cost=cost, path_cost=cost, created=at, **known,
+                          test_accuracy=test_accuracy)  # fmt: skip
+        write_record(staging / "tested.json", record)
+
+    store.obtain(key, compute)
+    path = stage_key(None, "cut", {"point": point, "seed": seed})
+    spec = ArmSpec(**{**spec_of(0.2, 1).model_dump(), "seed": seed}, point=point, path=path, arm=arm)
+    store.record_arm(ArmRecord(spec=spec, stages=(key,), created=at))
+    return key
+
+
+def beside(store: StageStore) -> dict[str, bytes]:
+    """What searches, reruns and trackers leave in a study's folder besides its stages."""
+    files = {name: name.encode() for name in ("settings.json", "prior.json", f"{store.root.name}.toml")}
+    files["trackers/wandb-mine.json"] = b"{}"
+    for name, content in files.items():
+        store.write_bytes(name, content)
+    return files
 
 
 def made_in(place: Place) -> Make:
@@ -305,6 +341,79 @@ def test_restored_weights_go_too(make: Make) -> None:
     assert Study(store.root).status().disk.collected == 3
 
 
+# --- what else a study holds ---
+
+
+def test_confirmed_models_stay_and_count(make: Make, run: Callable[..., Result], place: Place) -> None:
+    store = make()
+    keys = passed(store, 0, 0.2, at=3)
+    before = Study(store.root).status().disk
+    models = [confirm(store, keys[2], seed, 0.8, at="2026-01-02") for seed in (1000, 1001)]
+    files = beside(store)
+    asked = Study(store.root)
+    confirmed, disk = asked.confirmed(), asked.status().disk
+    beside_weights = {name: size for folder in (CONFIRMED, "trackers") for name, size in store.sizes(folder).items()}
+    assert disk.weights == before.weights + 2000
+    assert disk.records > before.records + sum(size.bytes for size in beside_weights.values()) - 2000
+    assert [one.disk.weights for one in studies(place) if one.disk is not None] == [disk.weights]
+    said = "4 frontier; 2 kB of confirmed models, which gc leaves alone"
+    assert said in run("gc", "one", "--keep", "frontier", "--dry-run").stdout
+    assert said in run("gc", "one", "--keep", "frontier").stdout
+    assert said in run("gc", "one", "--keep", "frontier").stdout  # nothing more to collect
+    as_another_process(store)
+    inner = StageStore(store.root / CONFIRMED)
+    as_another_process(inner)
+    assert all(inner.weights(key) is not None for key in models)
+    assert Study(store.root).confirmed().equals(confirmed)
+    assert {name: store.read_bytes(name) for name in files} == files
+    with inner.exclusive("driver"):
+        assert "confirmed: process" in complaint(run("rm", "one", "--yes"))
+    assert run("rm", "one", "--yes").exit_code == 0
+    assert open_files(place).names("") == []
+
+
+def test_a_merge_takes_confirmations_over(make: Make, run: Callable[..., Result], place: Place) -> None:
+    one, two = make("one"), make("two")
+    shared = passed(one, 0, 0.2, at=2)[2]
+    own = passed(two, 0, 0.2, at=3)[6]
+    beside(one)
+    confirm(one, shared, 1000, 0.80, at="2026-01-02")
+    confirm(one, shared, 1000, 0.85, arm="dense", at="2026-01-02")
+    confirm(two, shared, 1001, 0.90, at="2026-01-03")
+    confirm(two, shared, 1000, 0.80, at="2026-01-04")  # both have it
+    confirm(two, own, 1000, 0.60, at="2026-01-05")
+    torn = confirm(two, own, 1001, 0.70, at="2026-01-05")
+    inner = StageStore(two.root / CONFIRMED)
+    open_files(inner.root).write(f"stages/{torn}/weights.safetensors", b"torn")
+    as_another_process(inner)
+    answer = run("merge", "one", "two", "--into", "both")
+    assert answer.exit_code == 0, answer.output
+    assert "confirmed  4 models measured on the test split" in answer.stdout
+    assert "damaged    1 stages, left out" in answer.stdout
+    both = Study(place / "both")
+    rows = both.confirmed()[["key", "arm", "seeds", "test_accuracy_mean"]].values.tolist()
+    assert sorted(rows) == sorted(
+        [[shared, "pruned", 2, pytest.approx(0.85)], [shared, "dense", 1, 0.85], [own, "pruned", 1, 0.60]]
+    )
+    assert both.front()["confirmed_test_accuracy"].notna().sum() == 2
+    store = StageStore(both.path / CONFIRMED)
+    assert None not in map(store.weights, store.keys())
+    assert set(both.store.names()) <= {"claims", "collected", "confirmed", "duplicates", "failures", "index.parquet",
+                                       "stages", "staging", "study.json", "trials"}  # fmt: skip
+
+
+def test_an_arm_that_failed_in_one_study_is_taken_from_the_other(make_here: Make, tmp_path: Path) -> None:
+    one, two = make_here("one"), make_here("two")
+    point = passed(one, 0, 0.2, at=1)[2]
+    passed(two, 0, 0.2, at=1)
+    confirm(one, point, 1000, 0.80, at="2026-01-02")
+    (arm,) = StageStore(one.root / CONFIRMED).arms()
+    other = StageStore(two.root / CONFIRMED)
+    other.record_arm(arm.model_copy(update={"failure": "timed_out: late", "stages": (), "created": "2026-01-09"}))
+    assert merge([Study(one.root), Study(two.root)], tmp_path / "both").confirmed == 1
+    assert Study(tmp_path / "both").confirmed()["seeds"].tolist() == [1]
+
+
 # --- ls ---
 
 
@@ -496,7 +605,7 @@ def test_a_merged_study_is_not_searched(tmp_path: Path) -> None:
     store.write_json("study.json", {"name": "both", "merged": {}})
     space = SearchSpace.read(Path(cli.__file__).parents[1] / "search_spaces" / "digits_cifarnet.toml")
     with pytest.raises(InvalidInput, match="was merged of several studies, and is not searched"):
-        _bind(store, space)
+        bind(store, space, None)
 
 
 # --- the index of trials ---

@@ -265,7 +265,9 @@ function makeAgain(study, point) {
             data.commands.space === null
                 ? "The study does not say what its trials are made of"
                 : "What its trial was made of is known when that has ended";
-        return element("p", { class: "means" }, `${why}. The whole search goes on by:`, command(data.commands.search));
+        const search = data.commands.search; // a study that was merged has none
+        const goesOn = search === null ? [`${why}.`] : [`${why}. The whole search goes on by:`, command(search)];
+        return element("p", { class: "means" }, ...goesOn);
     }
     const file = `point_${columns.key[point].slice(0, 8)}.toml`;
     return [
