@@ -1,5 +1,6 @@
 """`orchestrator export`."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from orchestrator.record import InvalidInput
 from orchestrator.tables import ACCURACY_MEANS, FLOPS_MEANS, flops_text, print_facts, print_heading, share_text
 
 if TYPE_CHECKING:
+    from orchestrator.collector import Study
     from orchestrator.takeout import Figures
 
 
@@ -52,11 +54,9 @@ def export(
     asked = open_study(study, storage)
     chosen = key or asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy).key
     from orchestrator.takeout import take_out
-    from orchestrator.takeout.choosing import check_allowed, code_of
 
-    if not confirmed and (point := asked.point(chosen)).key in asked.store.collected.bytes():
-        check_allowed(asked, code_of(point.model, point.dataset), allow_code or ())
-        bring_back(asked, point.key, data_root)
+    if not confirmed and (point := asked.point(chosen).key) in asked.store.collected.bytes():
+        _compute_again(asked, point, data_root, allow_code or ())
 
     figures = take_out(
         asked,
@@ -72,6 +72,17 @@ def export(
     print_facts(_facts(figures))
     for file in sorted(output.iterdir()):
         typer.echo(f"wrote {file}")
+
+
+def _compute_again(study: "Study", key: str, data_root: Path, allow_code: Collection[str]) -> None:
+    """The weights of a point, by code that is allowed to be run."""
+    from orchestrator.collector.keeping import spec_with
+    from orchestrator.takeout.choosing import check_allowed, code_of
+
+    if study.store.weights(key) is None:
+        spec = spec_with(study, key)
+        check_allowed(study, code_of(spec.model, spec.dataset), allow_code)
+        bring_back(study, key, data_root)
 
 
 def _facts(figures: "Figures") -> dict[str, str]:

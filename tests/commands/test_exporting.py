@@ -80,8 +80,8 @@ def test_weights_that_were_collected_are_computed_again(home: Path, tmp_path: Pa
 def test_collected_weights_are_computed_by_allowed_code_alone(home: Path, tmp_path: Path) -> None:
     store = StageStore(shutil.copytree(home / "small", tmp_path / "small"))
     point = Study(store.root).best(max_flops="500k")
-    stage = store.root / "stages" / point.key
-    (stage / "point.json").write_text(point.model_copy(update={"model": "evil:network"}).model_dump_json())
+    spec = SPEC.model_copy(update={"model": "evil:network"})
+    store.record_trial(TrialRecord(index=0, spec=spec, stages=(point.key,), created=now()))
     store.collect({point.key: 0})
     typed = ["export", str(store.root), "--key", point.key, "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, typed)
