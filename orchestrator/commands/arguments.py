@@ -22,6 +22,10 @@ WandB = Annotated[
     str | None, typer.Option("--wandb", metavar="PROJECT", help="Write runs to Weights & Biases; WANDB_MODE=offline.")
 ]
 Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard, on this machine alone.")]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="Code of yours that may be run; repeatable."),
+]
 RESULTS, DATA = "results", Path("data")
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.commands.arguments import RESULTS, MaxFlops, MinAccuracy, Storage, StudyName, limit, open_study
+from orchestrator.commands.arguments import (
+    RESULTS,
+    AllowCode,
+    MaxFlops,
+    MinAccuracy,
+    Storage,
+    StudyName,
+    limit,
+    open_study,
+)
 from orchestrator.commands.keeping import bring_back
 from orchestrator.record import InvalidInput, Point
 from orchestrator.tables import (
@@ -139,9 +148,11 @@ def front(
 
 def best(
     study: StudyName,
+    *,
     max_flops: MaxFlops = None,
     min_accuracy: MinAccuracy = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Copy weights, plan and records there.")] = None,
+    allow_code: AllowCode = None,
     storage: Storage = RESULTS,
 ) -> None:
     """The most accurate point within a budget of flops, or the cheapest with an accuracy."""
@@ -150,7 +161,7 @@ def best(
     asked = open_study(study, storage)
     point = asked.best(max_flops=limit(max_flops), min_accuracy=min_accuracy)
     if output is not None and point.key in asked.store.collected.bytes():
-        bring_back(asked, point.key)
+        bring_back(asked, point.key, allow_code=allow_code or ())
     files = [] if output is None else asked.export(point.key, output)
     print_heading(f"{point.model} on {point.dataset}", FLOPS_MEANS, ACCURACY_MEANS)
     print_facts({**facts_of(point), **_confirmed(asked, point)})

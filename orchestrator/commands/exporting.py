@@ -1,6 +1,5 @@
 """`orchestrator export`."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import typer
 from orchestrator.commands.arguments import (
     DATA,
     RESULTS,
+    AllowCode,
     MaxFlops,
     MinAccuracy,
     Storage,
@@ -21,7 +21,6 @@ from orchestrator.record import InvalidInput
 from orchestrator.tables import ACCURACY_MEANS, FLOPS_MEANS, flops_text, print_facts, print_heading, share_text
 
 if TYPE_CHECKING:
-    from orchestrator.collector import Study
     from orchestrator.takeout import Figures
 
 
@@ -39,10 +38,7 @@ def export(
     latency_batch: Annotated[
         int, typer.Option(min=0, help="Time a batch of so many pictures, pruned beside dense; 0 for none.")
     ] = 0,
-    allow_code: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="Code of yours that may be run; repeatable."),
-    ] = None,
+    allow_code: AllowCode = None,
     data_root: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the downloaded data sets.")] = DATA,
     storage: Storage = RESULTS,
 ) -> None:
@@ -56,7 +52,7 @@ def export(
     from orchestrator.takeout import take_out
 
     if not confirmed and (point := asked.point(chosen).key) in asked.store.collected.bytes():
-        _compute_again(asked, point, data_root, allow_code or ())
+        bring_back(asked, point, allow_code=allow_code or (), data_root=data_root)
 
     figures = take_out(
         asked,
@@ -72,17 +68,6 @@ def export(
     print_facts(_facts(figures))
     for file in sorted(output.iterdir()):
         typer.echo(f"wrote {file}")
-
-
-def _compute_again(study: "Study", key: str, data_root: Path, allow_code: Collection[str]) -> None:
-    """The weights of a point, by code that is allowed to be run."""
-    from orchestrator.collector.keeping import spec_with
-    from orchestrator.takeout.choosing import check_allowed, code_of
-
-    if study.store.weights(key) is None:
-        spec = spec_with(study, key)
-        check_allowed(study, code_of(spec.model, spec.dataset), allow_code)
-        bring_back(study, key, data_root)
 
 
 def _facts(figures: "Figures") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What becomes of studies: `orchestrator ls | gc | rm | merge`."""
 
+from collections.abc import Collection as AnyOf
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -116,17 +117,20 @@ def merge(
     print_facts(facts)
 
 
-def bring_back(study: "Study", key: str, data_root: Path | None = None) -> None:
+def bring_back(study: "Study", key: str, *, allow_code: AnyOf[str] = (), data_root: Path | None = None) -> None:
     """Makes sure of the weights of a point: where they were collected, computes them again, which may take long.
 
-    data_root: where the data sets lie; else where the trial had them.
+    allow_code: the user's own functions that may be run for it. data_root: where the data sets lie; else where the
+    trial had them.
     """
     if study.store.weights(key) is not None:
         return
     from orchestrator.collector.keeping import spec_with
+    from orchestrator.takeout.choosing import check_allowed, code_of
     from orchestrator.trial import restore
 
     spec = spec_with(study, key)
+    check_allowed(study, code_of(spec.model, spec.dataset), allow_code)
     if data_root is not None:
         spec = spec.model_copy(update={"data_root": str(data_root)})
     typer.echo(f"the weights of {key[:12]} were collected; computing them again", err=True)

@@ -94,7 +94,7 @@ def check_allowed(study: Study, code: Iterable[str], allow_code: Collection[str]
     for reference in code:
         if reference not in allow_code:
             raise CodeNotAllowed(
-                f"{study.path}: this point needs {reference}, code that an export would run; "
+                f"{study.path}: this point needs {reference}, code that taking it out would run; "
                 f"if you trust it, allow it: --allow-code {reference}"
             )
 

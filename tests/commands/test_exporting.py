@@ -77,14 +77,15 @@ def test_weights_that_were_collected_are_computed_again(home: Path, tmp_path: Pa
     assert weights == [own.read_bytes()] * 2
 
 
-def test_collected_weights_are_computed_by_allowed_code_alone(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["export", "--key", "KEY"], ["best", "--max-flops", "500k"]], ids=lambda c: c[0])
+def test_collected_weights_are_computed_by_allowed_code_alone(home: Path, tmp_path: Path, command: list[str]) -> None:
     store = StageStore(shutil.copytree(home / "small", tmp_path / "small"))
     point = Study(store.root).best(max_flops="500k")
     spec = SPEC.model_copy(update={"model": "evil:network"})
     store.record_trial(TrialRecord(index=0, spec=spec, stages=(point.key,), created=now()))
     store.collect({point.key: 0})
-    typed = ["export", str(store.root), "--key", point.key, "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli.app, typed)
+    typed = [point.key if word == "KEY" else word for word in command]
+    done = CliRunner().invoke(cli.app, [*typed, "--output", str(tmp_path / "out"), str(store.root)])
     assert (done.exit_code, "allow it: --allow-code evil:network" in done.stderr) == (2, True)
     assert "computing them again" not in done.stderr
 

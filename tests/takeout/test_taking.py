@@ -154,7 +154,7 @@ def test_a_network_and_data_of_the_users_are_named_in_the_card(own: Study, tmp_p
 def test_code_is_run_by_leave_alone(own: Study, tmp_path: Path, missing: str) -> None:
     key, allowed = own.best(max_flops="1G").key, [reference for reference in CODE if reference != missing]
     said = refusal(own, key, tmp_path / "out", allow_code=allowed)
-    assert said.endswith(f"needs {missing}, code that an export would run; if you trust it, allow it: "
+    assert said.endswith(f"needs {missing}, code that taking it out would run; if you trust it, allow it: "
                          f"--allow-code {missing}")  # fmt: skip
 
 
