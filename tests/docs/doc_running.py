@@ -24,7 +24,8 @@ CLONE = ("search_spaces", "examples")  # what the pages name of it
 OWN_PROCESS = ("search", "confirm", "rerun")
 SHELL = re.compile(r"[|<>&;$`]")
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-VARYING = re.compile(rf"\b[0-9a-f]{{12,64}}\b|\b\d+:\d\d:\d\d\b|(?<![\w.]){NUMBER}(?: ?[kMGT])?(?!\w)")
+MOMENT = r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?(?:\.\d+)?(?:Z|\+00:00)?)?|\b\d+:\d\d:\d\d\b"
+VARYING = re.compile(rf"\b[0-9a-f]{{12,64}}\b|{MOMENT}|(?<![\w.]){NUMBER}(?: ?[kMGT])?(?!\w)")
 SECONDS = 600  # of one command
 TUTORIAL = "orchestrator search search_spaces/tutorial.toml"
 
