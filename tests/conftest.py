@@ -28,15 +28,15 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 
 
-ONE_BY_ONE = ("search", "deploy", "test_benchmarks.py")  # they start Rays, whose workers would starve each other
+WITH_RAY = ("search", "deploy", "docs", "test_benchmarks.py")  # a Ray for each file is enough, and quicker
 WRONG = "cut and masked network differ by 1.0e-01"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of tests in several processes, one process gets all that start a Ray."""
+    """Where tests run in several processes, those of a file that starts a Ray stay in one."""
     for item in items:
-        if item.path.relative_to(TESTS).parts[0] in ONE_BY_ONE:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        if item.path.relative_to(TESTS).parts[0] in WITH_RAY:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, parameters: dict[str, Any]) -> Stage:
