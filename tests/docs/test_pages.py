@@ -12,7 +12,6 @@ RUNNING = [page for page in PAGES if any(b.language in RUN and not b.not_run for
 FIRST = "tutorial.md"  # makes the study that the other pages start from
 
 
-@pytest.mark.xdist_group("ray")  # two searches: see tests/conftest.py
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that a page shows beside ours
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_says_is_so(
@@ -24,6 +23,14 @@ def test_what_a_page_says_is_so(
         if page.name == "README.md":  # its study has the demo's name
             shutil.move(home / "results" / "tutorial", home / "results" / "digits_cifarnet")
         Reader(home, search).follow(blocks_of(page))
+
+
+def test_the_page_of_files_names_every_folder_and_file_of_a_study(tutorial_search: tuple[Path, str]) -> None:
+    shown = (ROOT / "docs" / "reference" / "files.md").read_text()
+    study, _ = tutorial_search
+    stages = {file.name for file in study.glob("stages/*/*")}
+    there = {path.name for path in study.iterdir()} | stages
+    assert [name for name in sorted(there) if name not in shown] == []
 
 
 def text(shown: str, **marks: bool) -> Block:

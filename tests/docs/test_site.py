@@ -132,11 +132,3 @@ def test_links_to_files_of_the_tree_lead_somewhere(hooks: ModuleType) -> None:
 def test_every_mark_names_a_table_that_there_is(hooks: ModuleType) -> None:
     marks = {mark for page in PAGES for mark in hooks.MARK.findall(page.read_text())}
     assert marks == set(hooks.GENERATED)
-
-
-def test_the_page_of_files_names_every_folder_and_file_of_a_study(tutorial_search: tuple[Path, str]) -> None:
-    shown = (ROOT / "docs" / "reference" / "files.md").read_text()
-    study, _ = tutorial_search
-    stages = {file.name for file in study.glob("stages/*/*")}
-    there = {path.name for path in study.iterdir()} | stages
-    assert [name for name in sorted(there) if name not in shown] == []
