@@ -352,7 +352,7 @@ def test_a_search_that_loses_ray_again_and_again_ends(
 ) -> None:
     from orchestrator.search import session
 
-    def lost(*given: Any) -> None:
+    def lost(*given: Any, **options: Any) -> None:
         raise RayLost("Ray's raylet was ended by SIGKILL")
 
     monkeypatch.setattr(session, "run", lost)

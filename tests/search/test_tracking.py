@@ -136,6 +136,28 @@ def test_each_tracker_has_everything_once_after_a_launch_that_was_cut_short(
     }
 
 
+def test_a_point_that_was_written_in_part_is_written_again(trials: Trials, tmp_path: Path) -> None:
+    """As a kill leaves it: the last event is torn, the last tag is missing."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/ml.db"
+
+    def launch(act: Callable[[Following], None]) -> None:
+        with Following(make_trackers(tensorboard=tmp_path / "tb", mlflow=uri)) as told:
+            told.begin(trials.about, trials.store)
+            act(told)
+
+    launch(lambda told: trials.begin(0, told))
+    (events,) = tmp_path.glob("tb/*/trial-0000/*")
+    os.truncate(events, events.stat().st_size - 10)
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])  # type: ignore[union-attr]
+    client.delete_tag(run.info.run_id, "key.3")
+    launch(lambda told: trials.end(0, told))
+    check(from_tensorboard(tmp_path / "tb" / f"small-{trials.about.identity[:6]}"), trials.store, digits=1e-7)
+    check(from_mlflow(uri, "small"), trials.store)
+
+
 def test_a_finished_study_is_told_to_a_tracker_that_comes_later(trials: Trials) -> None:
     seen = Recorder()
     for index in range(2):

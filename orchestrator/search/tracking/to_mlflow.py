@@ -24,6 +24,7 @@ from orchestrator.search.tracking.interface import (
 from orchestrator.store import StageStore
 
 STUDY_TAG, TRIAL_TAG = "orchestrator.study", "orchestrator.trial"  # a run's identity
+KEY_TAG = "key."  # and a point's iteration
 STUDY = "study"  # in TRIAL_TAG, of the run of the whole study
 ENDED = {"FINISHED": False, "FAILED": True}
 PAGE = 1000
@@ -76,13 +77,15 @@ class MLflow:
             elif run.info.status in ENDED:
                 known.failed[int(trial)] = ENDED[run.info.status]
             else:
-                known.iterations[int(trial)] = self._steps(run, "accuracy")
+                known.iterations[int(trial)] = {
+                    int(tag.removeprefix(KEY_TAG)) for tag in run.data.tags if tag.startswith(KEY_TAG)
+                }
         return known
 
     def point(self, index: int, spec: TrialSpec, point: Point) -> None:
         from mlflow.entities import RunTag
 
-        tags = [RunTag(f"key.{point.iteration}", point.key)]
+        tags = [RunTag(f"{KEY_TAG}{point.iteration}", point.key)]  # written last: by it a point is known to be whole
         self._log(self._run(index, spec), figures_of(point), point.iteration, point.created, tags)
 
     def ended(self, ended: Ended) -> None:
@@ -96,9 +99,9 @@ class MLflow:
     def standing(self, standing: Standing) -> None:
         run = self._runs.get(STUDY) or self._create(STUDY, f"study {self._about.name}")
         figures = study_figures(standing)
-        self._log(run, figures, standing.trials, standing.created)
         by_cost = {f"{name}_over_train_Mflops": figures[name] for name in ("hypervolume", "frontier_size")}
         self._log(run, by_cost, standing.train_flops // MILLION, standing.created)
+        self._log(run, figures, standing.trials, standing.created)  # last: by these it is known what is there
 
     def close(self) -> None:
         if STUDY in self._runs:

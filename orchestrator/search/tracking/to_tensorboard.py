@@ -5,7 +5,7 @@ anyway to look at them, and to find out what an earlier launch has written. Figu
 TensorBoard leaves out those that its writers store as float64, unless it is told to load slowly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,8 @@ class TensorBoard:
         return known
 
     def point(self, index: int, spec: TrialSpec, point: Point) -> None:
-        writer, moment = self._writer(index, spec), seconds_of(point.created)
-        for name, value in figures_of(point).items():
-            writer.add_scalar(name, value, point.iteration, moment)
-        writer.add_text("key", point.key, point.iteration, moment)
+        writer = self._writer(index, spec)
+        _write(writer, figures_of(point), point.iteration, seconds_of(point.created), key=point.key)
         writer.flush()
 
     def ended(self, ended: Ended) -> None:
@@ -81,11 +79,10 @@ class TensorBoard:
 
     def standing(self, standing: Standing) -> None:
         writer, moment = self._open(STUDY), seconds_of(standing.created)
-        for name, value in study_figures(standing).items():
-            writer.add_scalar(name, value, standing.trials, moment)
-        for name in ("hypervolume", "frontier_size"):
-            value = study_figures(standing)[name]
-            writer.add_scalar(f"{name}_{BY_COST}", value, standing.train_flops // MILLION, moment)
+        figures = study_figures(standing)
+        by_cost = {f"{name}_{BY_COST}": figures[name] for name in ("hypervolume", "frontier_size")}
+        _write(writer, by_cost, standing.train_flops // MILLION, moment)
+        _write(writer, figures, standing.trials, moment)  # last: by these it is known what is there
         writer.flush()
 
     def close(self) -> None:
@@ -138,6 +135,19 @@ class _Run:
             return dict(self._found.PluginTagToContent(plugin)) if self._found else {}
         except KeyError:  # no event of that plugin
             return {}
+
+
+def _write(writer: Any, figures: Mapping[str, float], step: int, moment: float, **texts: str) -> None:
+    """One event for all of them: whatever kills the writer, they are there or they are not."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard.summary import scalar, text
+
+    event = Summary()
+    for name, value in figures.items():
+        event.MergeFrom(scalar(name, value))
+    for name, words in texts.items():
+        event.MergeFrom(text(name, words))
+    writer.file_writer.add_summary(event, step, moment)
 
 
 def _has_failed(info: Any) -> bool:
