@@ -22,6 +22,11 @@ WandB = Annotated[
     str | None, typer.Option("--wandb", metavar="PROJECT", help="Write runs to Weights & Biases; WANDB_MODE=offline.")
 ]
 Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard, on this machine alone.")]
+TrainFlops = Annotated[str | None, typer.Option(metavar="FLOPS", help="How much training in all: 50T.")]
+Hours = Annotated[float | None, typer.Option(min=0.0, help="How long in all, every launch counted.")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")]
+CpusPerTrial = Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each trial.")]
+GpusPerTrial = Annotated[float | None, typer.Option(min=0.0, help="GPUs for each trial, such as 0.5.")]
 AllowCode = Annotated[
     list[str] | None,
     typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="Code of yours that may be run; repeatable."),

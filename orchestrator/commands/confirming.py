@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.arguments import RESULTS, Storage, StudyName
+from orchestrator.commands.arguments import (
+    RESULTS,
+    Address,
+    Storage,
+    StudyName,
+)
 from orchestrator.tables import console, print_confirmed
 
 
@@ -27,7 +32,7 @@ def confirm(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder of the downloaded data sets; else the search's.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")] = None,
+    address: Address = None,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each training.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="GPUs for each training, such as 0.5.")] = None,
 ) -> None:

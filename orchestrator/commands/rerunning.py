@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.arguments import RESULTS, Dashboard, MLflow, Storage, StudyName, TensorBoard, WandB
+from orchestrator.commands.arguments import (
+    RESULTS,
+    Address,
+    CpusPerTrial,
+    Dashboard,
+    GpusPerTrial,
+    Hours,
+    MLflow,
+    Storage,
+    StudyName,
+    TensorBoard,
+    TrainFlops,
+    WandB,
+)
 from orchestrator.tables import console
 
 
@@ -15,13 +28,13 @@ def rerun(
     dataset: Annotated[str | None, typer.Option(metavar="NEW", help="The new data set; as in a space file.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the new study; else the old one's and what is new.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all; else as many as before.")] = None,
-    train_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help="How much training in all: 50T.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0.0, help="How long in all, every launch counted.")] = None,
+    train_flops: TrainFlops = None,
+    hours: Hours = None,
     storage: Storage = RESULTS,
     data_root: Annotated[str | None, typer.Option(metavar="DIR", help="Where the data sets lie; else data.")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each trial.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="GPUs for each trial, such as 0.5.")] = None,
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     tensorboard: TensorBoard = None,
     mlflow: MLflow = None,
     wandb: WandB = None,

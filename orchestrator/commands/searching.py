@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.arguments import RESULTS, Dashboard, MLflow, Storage, TensorBoard, WandB
+from orchestrator.commands.arguments import (
+    RESULTS,
+    Address,
+    CpusPerTrial,
+    Dashboard,
+    GpusPerTrial,
+    Hours,
+    MLflow,
+    Storage,
+    TensorBoard,
+    TrainFlops,
+    WandB,
+)
 from orchestrator.tables import console
 
 
@@ -13,12 +25,12 @@ def search(
     space: Annotated[Path, typer.Argument(metavar="SPACE.toml", help="The search-space file.")],
     *,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all; else the file says.")] = None,
-    train_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help="How much training in all: 50T.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0.0, help="How long in all, every launch counted.")] = None,
+    train_flops: TrainFlops = None,
+    hours: Hours = None,
     storage: Storage = RESULTS,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to run on; else this machine.")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="CPU cores for each trial.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(min=0.0, help="GPUs for each trial, such as 0.5.")] = None,
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     tensorboard: TensorBoard = None,
     mlflow: MLflow = None,
     wandb: WandB = None,
