@@ -42,6 +42,7 @@ from orchestrator.search.proposals import Proposal, Proposals, Result
 from orchestrator.search.stopping import reason_to_stop
 from orchestrator.store import StageStore
 
+PAIRS = ("usual", "wide")
 OLD, NEW = "cifarnet", "small_networks:small_resnet"
 OLD_SEED = 1000  # added to a seed for the study before: a new one from nothing draws other settings
 WAYS = ("from nothing", "rerun", "no observations", "no first settings")
@@ -193,13 +194,13 @@ def _counts(counts: Sequence[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="*", default=["usual", "wide"], choices=["usual", "wide"])
+    parser.add_argument("pairs", nargs="*", default="all", choices=[*PAIRS, "all"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=20, help="of every study")
     parser.add_argument("--results", type=Path, default=Path("results/rerun_cost"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.pairs:
+    for name in PAIRS if "all" in given.pairs else given.pairs:
         print(f"### {name}\n")
         for line in table(runs_of(name, given)):
             print(line, flush=True)

@@ -49,6 +49,7 @@ from orchestrator.search import SearchSpace, launch
 from orchestrator.store import STAGE_FILE, StageStore
 
 SPACES = Path(__file__).with_name("spaces")
+DATA_SETS = ("digits", "fashion")
 SHARES = (0.9, 0.95, 0.99)
 TRIALS = {"ours": 40, "script": 80}
 RECORDED = "SEARCH_COST_RECORDED"  # environment: the folder of the stages that were trained for any run
@@ -331,14 +332,14 @@ def _giga(cost: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("spaces", nargs="*", default=["digits", "fashion"], choices=["digits", "fashion"])
+    parser.add_argument("spaces", nargs="*", default="all", choices=[*DATA_SETS, "all"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, help="of every search (default: 40, and 80 of the script)")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--results", type=Path, default=Path("results/search_cost"))
     given = parser.parse_args()
     given.results = given.results.absolute()  # Ray's workers run in folders of their own
-    for name in given.spaces:
+    for name in DATA_SETS if "all" in given.spaces else given.spaces:
         if name == "fashion" and not (given.data_root / "FashionMNIST").is_dir():
             print(f"fashion is left out: there is no Fashion-MNIST in {given.data_root}")
             continue

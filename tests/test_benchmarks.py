@@ -247,3 +247,21 @@ def test_two_processes_are_timed_beside_one(run: Run) -> None:
     assert float(found["error of all"]) < 2e-4
     assert run("parallel_training", "--devices", "cpu", code=2)[0].startswith("error: --devices needs two or more")
     assert run("parallel_training", "--models", "cifarnot", code=2)[0].startswith("error: unknown model 'cifarnot'")
+
+
+@pytest.mark.parametrize("name", ["search_cost", "rerun_cost"])
+def test_what_make_bench_types_is_understood(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without names all are meant: argparse compares a list that is a default with each choice."""
+    module, asked = request.getfixturevalue(name), []
+
+    def stop(asked_for: str, *given: Any) -> list[Any]:
+        asked.append(asked_for)
+        raise StopIteration
+
+    monkeypatch.setattr(module, "runs_of", stop)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    with pytest.raises(StopIteration):
+        module.main()
+    assert len(asked) == 1
