@@ -50,6 +50,9 @@ class Owner(Record):
     machine: str | None  # None where the system does not say: then only the heartbeat tells
     started: str | None
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
 
 @dataclass(frozen=True)
 class Sighting:

@@ -493,7 +493,7 @@ def _linked(source: str, target: str) -> None:
 
 
 def _whose(owner: Owner | None) -> str:
-    return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
+    return "another process" if owner is None else str(owner)
 
 
 def _place(key: str) -> str:

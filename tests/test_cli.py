@@ -21,7 +21,7 @@ import orchestrator
 from orchestrator import Study, cli, tables
 from orchestrator.commands import inspecting
 from orchestrator.record import Failure, InvalidInput, Schedule, TrialSpec, whereabouts
-from orchestrator.store import StageStore
+from orchestrator.store import CONFIRMED, StageStore
 
 Run = Callable[..., Result]
 ROOT = Path(orchestrator.__file__).parents[1]
@@ -159,9 +159,12 @@ def test_status_of_a_search_that_runs_and_of_trials_that_failed(run: Run, study:
     study.prepare()
     (study.root / "duplicates").mkdir()
     (study.root / "duplicates" / "note.json").touch()
-    with study.exclusive("driver") as claim:
+    with study.exclusive("driver") as claim, StageStore(study.root / CONFIRMED).exclusive("driver"):
         printed = lines(run("status", "small"))
+        listed = lines(run("ls"))
     assert f"search          run by process {claim.owner.pid} on {claim.owner.host}" in printed
+    assert f"confirm         run by {claim.owner}" in printed
+    assert f"{claim.owner}, confirm: {claim.owner}" in listed[-1]
     assert "computed twice  1 stages" in printed
     assert f"tracebacks: {study.root / 'failures'}" in printed
     row = printed[-1].split()

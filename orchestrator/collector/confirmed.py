@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.claim import Owner
+from orchestrator.files import Place
 from orchestrator.record import Arm, ArmRecord, Measured
-from orchestrator.store import DamagedRecord, DamagedStage, StageStore
+from orchestrator.store import CONFIRMED, DamagedRecord, DamagedStage, StageStore
 
 ARMS: tuple[Arm, ...] = ("pruned", "dense", "scratch")
 COLUMNS = {
@@ -23,6 +25,11 @@ COLUMNS = {
     "optimism": "float64",  # accuracy that the search found for the point, less the mean; of the pruned arm alone
     "with_validation": "bool",
 }
+
+
+def confirming(study: Place) -> Owner | None:
+    """The process that confirms points of a study, if one is known to."""
+    return StageStore(study / CONFIRMED).occupant("driver")
 
 
 def confirmed_frame(store: StageStore, accuracy_of: Callable[[str], float]) -> pd.DataFrame:

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
-from orchestrator.collector.confirmed import confirmed_frame
+from orchestrator.collector.confirmed import confirmed_frame, confirming
 from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
 from orchestrator.collector.trials import stopped_of, trials_of
@@ -109,6 +109,7 @@ class Status:
 
     path: Place
     driver: Owner | None  # the process that runs the search, if one is known to
+    confirming: Owner | None  # the process that confirms points of it
     stages: dict[StageKind, int]
     points: int
     failures: int
@@ -224,6 +225,7 @@ class Study:
         return Status(
             path=self.path,
             driver=self.store.occupant("driver"),
+            confirming=confirming(self.path),
             stages={kind: pc.sum(pc.equal(table["kind"], kind)).as_py() or 0 for kind in get_args(StageKind)},
             points=len(points),
             failures=len(self.failures()),

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.record import TrialRecord
 
 MAIN = ("regularization_weight", "pruning_ratio", "iterations")
+BUILT_IN = ("torchvision", "timm", "imagefolder")  # what stands before a colon without being a module of the user's
 TABLES = ("dense", "sparse", "recovery", "method_options")
 
 
@@ -62,6 +63,12 @@ def space_template(definition: Mapping[str, Any] | None) -> list[str | dict[str,
 def export_command(study: object) -> str:
     """The start of the command that takes a point of the frontier out; a page adds the budget and the folder."""
     return shlex.join(["orchestrator", "export", str(study)])
+
+
+def allowances(*references: str) -> dict[str, str]:
+    """What the command needs besides for models and data sets that are the user's own functions, by their names."""
+    own = [name for name in references if ":" in name and name.partition(":")[0] not in BUILT_IN]
+    return {name: shlex.join(["--allow-code", name]) for name in own}
 
 
 def search_command(file: object, storage: object) -> str:

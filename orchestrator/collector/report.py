@@ -24,6 +24,7 @@ from orchestrator.collector.importance import even_positions, importance_for_poi
 from orchestrator.collector.page import html_of
 from orchestrator.collector.query import Status, Study
 from orchestrator.collector.recipe import (
+    allowances,
     export_command,
     other_settings,
     search_command,
@@ -105,6 +106,7 @@ def page_data(study: Study) -> dict[str, Any]:
         "frozen": _records(study.frozen()) if stages["frozen_groups"].notna().any() else [],
         "commands": {
             "export": export_command(study.path),
+            "allow": allowances(*points["model"].unique(), *points["dataset"].unique()),
             "search": None if "merged" in described else _search_command(study, str(described.get("name", study.name))),
             "space": space_template(definition),
         },
@@ -174,9 +176,8 @@ def _about(study: Study, points: pd.DataFrame) -> dict[str, Any]:
 
 
 def _state(status: Status) -> dict[str, Any]:
-    driver = status.driver
     return {
-        "driver": None if driver is None else f"process {driver.pid} on {driver.host}",
+        "driver": None if status.driver is None else str(status.driver),
         "stages": status.stages,
         "points": status.points,
         "trials": status.trials,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from orchestrator.claim import Owner
+from orchestrator.collector.confirmed import confirming
 from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import hypervolume
 from orchestrator.collector.keeping import COLLECTOR, DRIVER
@@ -32,6 +33,7 @@ class Entry:
     disk: Disk | None = None
     changed: str = ""  # when its last stage was published; of one without stages, when it was made
     driver: Owner | None = None
+    confirming: Owner | None = None
     problem: str | None = None
 
 
@@ -68,6 +70,7 @@ def entry_of(study: Study) -> Entry:
         disk=disk_of(study.store, table["key"].combine_chunks()),
         changed=pc.max(table["created"]).as_py() or made,
         driver=study.store.occupant(DRIVER),
+        confirming=confirming(study.path),
     )
 
 

@@ -73,7 +73,7 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
 
 
 def _facts(now: "Status", confirmed: "pd.DataFrame") -> dict[str, str]:
-    driver = "not running" if now.driver is None else f"run by process {now.driver.pid} on {now.driver.host}"
+    driver = "not running" if now.driver is None else f"run by {now.driver}"
     own = "; flops_kept of each model's own dense network" if len(now.models) > 1 else ""
     facts = {
         "study": str(now.path),
@@ -92,6 +92,8 @@ def _facts(now: "Status", confirmed: "pd.DataFrame") -> dict[str, str]:
         facts["collected"] = (
             f"the weights of {now.disk.collected} stages; they are computed again where they are needed"
         )
+    if now.confirming is not None:
+        facts["confirm"] = f"run by {now.confirming}"
     if len(confirmed):
         facts["confirmed"] = (
             f"{confirmed['key'].nunique()} points, {confirmed['seeds'].sum()} models measured on the test split"

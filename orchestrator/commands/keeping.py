@@ -139,7 +139,7 @@ def bring_back(study: "Study", key: str, *, allow_code: AnyOf[str] = (), data_ro
 
 def _row(one: "Entry") -> list[str]:
     assert one.disk is not None
-    driver = "-" if one.driver is None else f"process {one.driver.pid} on {one.driver.host}"
+    runs = [f"{what}{owner}" for what, owner in (("", one.driver), ("confirm: ", one.confirming)) if owner is not None]
     return [
         one.name,
         ", ".join(one.models) or "-",
@@ -150,7 +150,7 @@ def _row(one: "Entry") -> list[str]:
         bytes_text(one.disk.weights),
         bytes_text(one.disk.records),
         _moment(one.changed),
-        driver,
+        ", ".join(runs) or "-",
     ]
 
 

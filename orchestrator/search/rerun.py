@@ -5,7 +5,7 @@ or the data set, is another. What it takes over besides is its prior (see prior.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -56,11 +56,19 @@ def rerun(
         space = _going_on(store, old_name, {"model": model, "dataset": dataset})
         return launch(_placed(space, data_root), storage=root, **options)
     old = Study(study, results=root)
-    if (weights := _definition(old)["trial"].get("weights")) is not None:
-        console = options.get("console") or Console()
-        say(console, f"note: {weights} are not taken over: the new network is trained as [trial.dense] says")
+    console = options.get("console") or Console()
+    for note in _notes(old):
+        say(console, f"note: {note}")
     space = _placed(space_after(old, name, model=model, dataset=dataset), data_root)
     return launch(space, storage=root, prior=prior_of(old, space), **options)
+
+
+def _notes(old: Study) -> Iterator[str]:
+    """What of the old study is not taken over."""
+    if (weights := _definition(old)["trial"].get("weights")) is not None:
+        yield f"{weights} are not taken over: the new network is trained as [trial.dense] says"
+    if old.store.read_json(SETTINGS_FILE) is None:
+        yield f"{old.path} has no {SETTINGS_FILE}: budget, stopping and resources are the defaults"
 
 
 def default_name(old: str, model: str | None, dataset: str | None) -> str:

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from orchestrator.collector import EmptyStudy, as_csv, as_json, frontier, hyperv
 from orchestrator.collector.query import CONFIRMED_COLUMNS, FAILURE_COLUMNS, SCHEMA, format_flops
 from orchestrator.files import Uri, open_files
 from orchestrator.record import Failure, InvalidInput, Point, Schedule, Stage, TrialSpec, whereabouts
-from orchestrator.store import SOUND, DamagedRecord, DamagedStage, StageStore
+from orchestrator.store import CONFIRMED, SOUND, DamagedRecord, DamagedStage, StageStore
 
 AddTrial = Callable[..., None]
 
@@ -261,6 +263,9 @@ def test_status(asked: Study, study: StageStore) -> None:
     assert status.driver is None
     with study.exclusive("driver"):
         assert asked.status().driver is not None
+    with StageStore(study.root / CONFIRMED).exclusive("driver"):
+        assert asked.status().driver is None
+        assert str(asked.status().confirming) == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_failures_count_until_somebody_succeeds(asked: Study, study: StageStore) -> None:

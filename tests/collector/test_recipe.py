@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.collector.recipe import (
+    allowances,
     export_command,
     other_settings,
     search_command,
@@ -85,6 +86,14 @@ def test_a_study_that_does_not_say_what_it_is_has_no_space() -> None:
     assert space_template(None) is None
     assert space_template({}) is None
     assert varied_names(None) == []
+
+
+def test_a_users_own_functions_have_to_be_allowed() -> None:
+    assert allowances("resnet56", "torchvision:resnet50", "timm:x", "digits", "imagefolder:/data") == {}
+    assert allowances("my.nets:tiny", "$(x):y") == {
+        "my.nets:tiny": "--allow-code my.nets:tiny",
+        "$(x):y": "--allow-code '$(x):y'",
+    }
 
 
 def test_commands_are_quoted() -> None:

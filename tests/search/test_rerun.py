@@ -73,6 +73,17 @@ def settings(store: StageStore) -> list[tuple[str, float, float, int]]:
 
 
 @pytest.mark.usefixtures("ray_on_loopback")
+def test_a_study_that_keeps_no_settings_says_what_is_taken_instead(
+    old: StageStore, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old.root / "settings.json").unlink()
+    monkeypatch.setattr("orchestrator.search.rerun.launch", lambda space, **options: space)
+    console = Console(file=io.StringIO(), width=500)
+    rerun("small", model="other", storage=results, console=console)
+    said = console.file.getvalue()
+    assert said.endswith("small has no settings.json: budget, stopping and resources are the defaults\n")
+
+
 def test_a_rerun_begins_with_the_old_frontier_and_goes_on_without_the_old_study(old: StageStore, results: Path) -> None:
     summary, printed = again("small", results, model="other", trials=3)
     store = StageStore(summary.study)

@@ -254,7 +254,9 @@ function takeOut({ data, columns, fronts }, point) {
             element("code", {}, `stages/${columns.key[point].slice(0, 16)}…`),
         );
     }
-    return command(`${data.commands.export} --max-flops ${columns.flops[point]} --output my_model`);
+    const needed = [columns.model[point], columns.dataset[point]].map((name) => data.commands.allow[name]);
+    const allowed = needed.filter((option) => option !== undefined).map((option) => ` ${option}`);
+    return command(`${data.commands.export} --max-flops ${columns.flops[point]} --output my_model${allowed.join("")}`);
 }
 
 function makeAgain(study, point) {
