@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.methods.compensation import COMPENSATION
 from orchestrator.methods.filter_norm import FILTER_NORM
+from orchestrator.methods.lasso import LASSO
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
 from orchestrator.record import InvalidInput, Option
@@ -16,6 +17,7 @@ METHODS: dict[str, Method] = {
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
     "compensation": COMPENSATION,
+    "lasso": LASSO,
 }
 
 

@@ -11,7 +11,6 @@ inverses are damped, because fewer pictures say less; the search meets a flops b
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,14 +19,14 @@ from torch import Tensor, nn
 
 from orchestrator.methods.compensation_ranking import places
 from orchestrator.methods.compensation_readings import Layer, Sampling, read
-from orchestrator.methods.compensation_repair import Compensation, mask_of, right_share
+from orchestrator.methods.compensation_repair import Compensation, right_share
 from orchestrator.methods.compensation_search import StructuralSearch, Widths, allowed_widths, flops_of
 from orchestrator.methods.compensation_shifts import shifts
-from orchestrator.methods.layers import calls
+from orchestrator.methods.layers import calls, left_out
 from orchestrator.methods.method import Budget, Floats, Method, Options, Subject
 from orchestrator.methods.widths import widths_plan
 from orchestrator.network import Coupling, Plan, cut, greedy
-from orchestrator.network.coupling import Bools
+from orchestrator.network.recording import layer_of
 from orchestrator.record import InvalidInput
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -52,83 +51,56 @@ class CompensationOptions(Options):
     positions: int = Field(default=32, ge=0)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Study:
-    """A subject, looked at: the layers that read the channels of some groups, and how they were looked at."""
-
-    subject: Subject
-    layers: list[Layer]
-    sampling: Sampling
-
-    @classmethod
-    def of(cls, subject: Subject, channels: Bools, batches: Batches) -> "Study":
-        """channels: [channels] those whose readers matter."""
-        options, model = subject.options, subject.model
-        pictures = [batch[0] for batch in batches]
-        found = calls(model, subject.coupling, pictures[0])
-        wanted = [call for call in found if not call.depthwise and mask_of(call.reads, channels).any()]
-        sampling = Sampling(pictures=pictures, each=options.positions or sys.maxsize, seed=subject.seed)
-        layers = read(model, wanted, shifts(model, found, pictures[0]), sampling, options.damping)
-        return cls(subject=subject, layers=layers, sampling=sampling)
-
-    @property
-    def compensation(self) -> Compensation:
-        subject = self.subject
-        return Compensation(
-            model=subject.model, coupling=subject.coupling, layers=self.layers, rescale=subject.options.rescale
-        )
-
-    def treated(self) -> frozenset[str]:
-        """Groups that may lose channels, and are read by a layer that can be compensated. The others are named."""
-        coupling = self.subject.coupling
-        seen = np.zeros(coupling.channels + 1, bool)
-        for layer in self.layers:
-            seen[layer.call.reads] = True
-        allowed = self.subject.prunable()
-        found = frozenset(group.name for group in coupling.groups if seen[group.start] and group.name in allowed)
-        if allowed - found:
-            warnings.warn(f"compensation leaves {', '.join(sorted(allowed - found))} whole: {UNREAD}", stacklevel=2)
-        return found
-
-
-UNREAD = "no layer with a weight of its own reads these channels"
-
-
 def choose(subject: Subject, budget: Budget) -> Plan:
-    """Which channels stay: see CompensationOptions.widths. Raises BudgetUnreachable."""
-    coupling, batches = subject.coupling, _calibration(subject)
-    wanted = _channels(coupling, subject.prunable())
-    if subject.options.widths == "greedy":
-        study = Study.of(subject, wanted, batches)
-        return _greedy(study, budget, study.treated(), places(coupling, study.treated(), _readings(study)))
-    seen, held = halves(batches)
-    study = Study.of(subject, wanted, seen)
-    names = study.treated()
-    order = places(coupling, names, _readings(study))
-    _greedy(study, budget, names, order)  # says so where no widths can meet the budget
-    compensation = study.compensation
+    """Which channels stay: see CompensationOptions.widths. Groups that cannot be ranked stay whole, with a warning.
+
+    Raises BudgetUnreachable.
+    """
+    batches = _calibration(subject)
+    if subject.options.widths == "search":
+        return _searched(subject, budget, *halves(batches))
+    layers = _layers(subject, subject.prunable(), _sampling(subject, batches))
+    return _ranked(subject, budget, layers)[0]
+
+
+def _ranked(subject: Subject, budget: Budget, layers: Sequence[Layer]) -> tuple[Plan, frozenset[str], Floats]:
+    """The plan of our global ranking, the groups that it may cut, and each channel's place."""
+    coupling, names = subject.coupling, _treated(subject, layers)
+    order = places(coupling, names, [reading for layer in layers for reading in layer.readings])
+    cap, step = budget.group_cap, budget.round_to
+    return greedy(coupling, order, budget.flops, group_cap=cap, groups=names, round_to=step), names, order
+
+
+def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) -> Plan:
+    """The paper's search: statistics of the pictures `seen`, accuracies on those `held`."""
+    coupling, model = subject.coupling, subject.model
+    layers = _layers(subject, subject.prunable(), _sampling(subject, seen))
+    _, names, order = _ranked(subject, budget, layers)  # says so where no widths can meet the budget
+    compensation = Compensation(model=model, coupling=coupling, layers=layers, rescale=subject.options.rescale)
 
     def accuracy(widths: Widths) -> float:
         plan = widths_plan(coupling, widths, order)
-        small = cut(subject.model, coupling, plan)
+        small = cut(model, coupling, plan)
         compensation.apply_(small, plan)
         return right_share(small, held)
 
-    search = StructuralSearch(
-        allowed=allowed_widths(coupling, budget, names), accuracy=accuracy, flops=flops_of(coupling)
-    )
+    allowed = allowed_widths(coupling, budget, names)
+    search = StructuralSearch(allowed=allowed, accuracy=accuracy, flops=flops_of(coupling))
     widths, drop = search.under(budget.flops)
     worth = {name: np.sort(order[coupling.by_name[name].channels])[::-1] for name in widths}
     return widths_plan(coupling, search.spent(widths, drop, budget.flops, worth), order)
 
 
 def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
-    """Compensate every layer that lost inputs, on all calibration pictures."""
-    study = Study.of(subject, ~plan.mask(subject.coupling), _calibration(subject))
+    """Compensate every layer that lost inputs, on all calibration pictures. Those that it cannot are warned of."""
+    sampling = _sampling(subject, _calibration(subject))
+    layers = _layers(subject, frozenset(plan.kept), sampling)
+    rescale = subject.options.rescale
+    compensation = Compensation(model=subject.model, coupling=subject.coupling, layers=layers, rescale=rescale)
     if subject.options.inputs == "cut":
-        study.compensation.apply_forward_(small, plan, study.sampling)
+        compensation.apply_forward_(small, plan, sampling)
     else:
-        study.compensation.apply_(small, plan)
+        compensation.apply_(small, plan)
 
 
 def halves(batches: Batches) -> tuple[Batches, Batches]:
@@ -148,26 +120,44 @@ def _calibration(subject: Subject) -> Batches:
     return batches
 
 
-def _channels(coupling: Coupling, names: frozenset[str]) -> Bools:
-    mask = np.zeros(coupling.channels, bool)
-    for group in coupling.groups:
-        mask[group.channels] = group.name in names
-    return mask
+def _sampling(subject: Subject, batches: Batches) -> Sampling:
+    each = subject.options.positions or sys.maxsize
+    return Sampling(pictures=[pictures for pictures, _ in batches], each=each, seed=subject.seed)
 
 
-def _readings(study: Study) -> list:
-    return [reading for layer in study.layers for reading in layer.readings]
+def _layers(subject: Subject, names: frozenset[str], sampling: Sampling) -> list[Layer]:
+    """The layers that read channels of these groups, with what they read."""
+    model, coupling, example = subject.model, subject.coupling, sampling.pictures[0]
+    wanted = np.zeros(coupling.channels + 1, bool)  # the last for fixed places
+    for name in names:
+        wanted[coupling.by_name[name].channels] = True
+    found = calls(model, coupling, example)
+    readers = [call for call in found if not call.depthwise and wanted[call.reads].any()]
+    for layer, reason in left_out(model, coupling, example).items():
+        if layer in _readers_in(coupling, names):
+            warnings.warn(f"compensation leaves {layer} as it is: {reason}", stacklevel=3)
+    return read(model, readers, shifts(model, found, example), sampling, subject.options.damping)
 
 
-def _greedy(study: Study, budget: Budget, names: frozenset[str], order: Floats) -> Plan:
-    return greedy(
-        study.subject.coupling,
-        order,
-        budget.flops,
-        group_cap=budget.group_cap,
-        groups=names,
-        round_to=budget.round_to,
-    )
+def _readers_in(coupling: Coupling, names: frozenset[str]) -> set[str]:
+    """Modules with a weight that reads channels of these groups, as far as the coupling can tell."""
+    members = [
+        key for name in names for key in coupling.by_name[name].members if key not in coupling.by_name[name].made
+    ]
+    return {layer_of(weight) or weight for weight, dim in members if len(coupling.shapes[weight]) > 1}
+
+
+def _treated(subject: Subject, layers: Sequence[Layer]) -> frozenset[str]:
+    """Groups that may lose channels, and are read by a layer that can be compensated."""
+    seen = np.zeros(subject.coupling.channels + 1, bool)
+    for layer in layers:
+        seen[layer.call.reads] = True
+    allowed = subject.prunable()
+    found = frozenset(name for name in allowed if seen[subject.coupling.by_name[name].start])
+    if allowed - found:
+        names = ", ".join(sorted(allowed - found))
+        warnings.warn(f"compensation leaves {names} whole: no layer that it can treat reads them", stacklevel=3)
+    return found
 
 
 COMPENSATION = Method(

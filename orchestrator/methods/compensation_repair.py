@@ -6,7 +6,7 @@ which is the same (and what re-estimated statistics would find); where there is 
 done with second moments in place of covariances: the least squares without an intercept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,6 @@ from orchestrator.methods.compensation_algebra import Moments, refitted, rescale
 from orchestrator.methods.compensation_readings import Layer, Reading, Sampling, Sums
 from orchestrator.methods.layers import Ints, LayerCall, calls, evaluating, watching
 from orchestrator.network import Coupling, Plan
-from orchestrator.network.coupling import Bools
 from orchestrator.network.surgery import shrink
 
 Seen = tuple[Tensor, Moments]  # E[y x^T] [O, S] of the outputs before the cut with the inputs after it, and these' own
@@ -141,9 +140,3 @@ def right_share(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> f
     with evaluating(model):
         right = sum(int((model(pictures).argmax(1) == labels).sum()) for pictures, labels in batches)
     return right / sum(len(labels) for _, labels in batches)
-
-
-def mask_of(reads: Ints, channels: Bools) -> Bools:
-    """Where `reads` names one of these channels; -1 is none."""
-    found: Bools = np.append(channels, False)[reads]
-    return found

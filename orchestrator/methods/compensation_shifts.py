@@ -22,6 +22,10 @@ class Shift:
     bias: str | None = None
     running_mean: str | None = None
 
+    @property
+    def places(self) -> list[str]:
+        return [name for name in (self.bias, self.running_mean) if name is not None]
+
 
 def shifts(model: nn.Module, layers: Sequence[LayerCall], example: Tensor) -> dict[str, Shift]:
     """By the name of its weight, where the outputs of each layer can be shifted; layers where they cannot are left out.
@@ -36,8 +40,8 @@ def shifts(model: nn.Module, layers: Sequence[LayerCall], example: Tensor) -> di
         norm = consumers.alone(call.weight)
         if call.weight not in found and norm is not None:
             found[call.weight] = norm
-    uses = Counter(name for shift in found.values() for name in (shift.bias, shift.running_mean) if name is not None)
-    return {name: shift for name, shift in found.items() if uses[shift.bias] < 2 and uses[shift.running_mean] < 2}
+    uses = Counter(place for shift in found.values() for place in shift.places)
+    return {name: shift for name, shift in found.items() if all(uses[place] == 1 for place in shift.places)}
 
 
 class _Consumers(TorchDispatchMode):
@@ -78,4 +82,4 @@ class _Consumers(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
