@@ -1,8 +1,8 @@
 """Compensation-aware pruning: the channels leave that the others can best make up for, in closed form; no training.
 
-Source: Xie et al. 2021, Pruning with Compensation, arXiv:2108.13728, and its authors' repository for what the paper does
-not say. Three parts: compensation (compensation_repair), ranking that takes it into account (compensation_ranking) and
-the widths, for which there is our global ranking and the paper's binary structural search (compensation_search).
+Source: Xie et al. 2021, Pruning with Compensation, arXiv:2108.13728, and its authors' repository for what the paper
+does not say. Three parts: compensation (compensation_repair), ranking that takes it into account
+(compensation_ranking) and the widths, for which there is our global ranking and the paper's binary structural search (compensation_search).
 Departures, each for a reason: a group that several layers read is ranked by all of them together, as one channel cannot
 leave one of them alone; statistics come from the trial's calibration pictures in place of a fifth of the training data;
 inverses are damped, because fewer pictures say less; the search meets a flops budget, which the paper's does not know.

@@ -15,11 +15,11 @@ NOTHING = 1e-12  # the share of a variance below which there is nothing left to 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """What is known of vectors x [count, F]: mean [F] is E[x], second [F, F] is E[x x^T]. Leading dimensions go along."""
+    """What is known of vectors x. Leading dimensions go along."""
 
     count: int
-    mean: Tensor
-    second: Tensor
+    mean: Tensor  # [F] E[x]
+    second: Tensor  # [F, F] E[x x^T]
 
     def spread(self, centred: bool) -> Tensor:
         """[..., F, F] covariance, or second moments where no shift can make up for a mean."""
@@ -30,9 +30,9 @@ def refitted(cross: Tensor, own: Tensor, start: Tensor, damping: float) -> Tenso
     """Weights that make outputs out of the inputs that are left: [..., O, S].
 
     cross [..., O, S]: E[y x^T] of the wanted outputs with the inputs left; own [..., S, S]: E[x x^T] of these; start
-    [..., O, S]: the weights they have. Minimises E||y - W x||^2 + ridge ||W - start||^2, ridge being damping x the mean
-    of own's diagonal. With cross = W S_{:,s} and no damping that is the paper's W S_{:,s} S_ss^{-1}; directions in which
-    the inputs do not vary keep their weights. The error is never above that of `start`, whatever the damping.
+    [..., O, S]: the weights they have. Minimises E||y - W x||^2 + ridge ||W - start||^2, ridge being damping x the
+    mean of own's diagonal. With cross = W S_{:,s} and no damping that is the paper's W S_{:,s} S_ss^{-1}; directions in
+    which the inputs do not vary keep their weights. The error is never above that of `start`, whatever the damping.
     """
     return start + (cross - start @ own) @ inverse(damped(own, damping))
 
@@ -48,8 +48,10 @@ def inverse(matrix: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
     if not bool(failed.any()) and bool((diagonal.amin(-1) > SMALLEST**0.5 * diagonal.amax(-1)).all()):
-        return torch.cholesky_inverse(factor)
-    return torch.linalg.pinv(matrix, rtol=SMALLEST, hermitian=True)
+        found: Tensor = torch.cholesky_inverse(factor)
+        return found
+    pseudo: Tensor = torch.linalg.pinv(matrix, rtol=SMALLEST, hermitian=True)
+    return pseudo
 
 
 def variances(weight: Tensor, spread: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """In which order a group's channels are worth keeping when the others make up for them; and that of all groups.
 
-Source: Xie et al. 2021, arXiv:2108.13728, for one layer: forward selection by the variance explained. Ours: a group that
-several layers read is ranked by the sum over them, each relative to its outputs' variance; and groups are compared by
-what a channel explains for each multiply-accumulate that it costs.
+Source: Xie et al. 2021, arXiv:2108.13728, for one layer: forward selection by the variance explained. Ours: a group
+that several layers read is ranked by the sum over them, each relative to its outputs' variance; and groups are compared
+by what a channel explains for each multiply-accumulate that it costs.
 """
 
 from collections.abc import Mapping, Sequence

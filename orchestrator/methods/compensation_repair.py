@@ -1,9 +1,9 @@
 """Closed-form compensation: the layers that lost inputs get the weights that make the most of those left.
 
-Source: Xie et al. 2021, arXiv:2108.13728: W' = W S_{:,s} S_ss^{-1}, each row scaled to its old variance, and a shift that
-keeps the mean, into the bias. Where a layer has none, the batch norm behind it takes the shift into its running mean,
-which is the same (and what re-estimated statistics would find); where there is neither, no shift is possible, and all is
-done with second moments in place of covariances: the least squares without an intercept.
+Source: Xie et al. 2021, arXiv:2108.13728: W' = W S_{:,s} S_ss^{-1}, each row scaled to its old variance, and a shift
+that keeps the mean, into the bias. Where a layer has none, the batch norm behind it takes the shift into its running
+mean, which is the same (and what re-estimated statistics would find); where there is neither, no shift is possible, and
+all is done with second moments in place of covariances: the least squares without an intercept.
 """
 
 from collections.abc import Sequence
