@@ -2,10 +2,11 @@
 
 Source: Xie et al. 2021, Pruning with Compensation, arXiv:2108.13728, and its authors' repository for what the paper
 does not say. Three parts: compensation (compensation_repair), ranking that takes it into account
-(compensation_ranking) and the widths, for which there is our global ranking and the paper's binary structural search (compensation_search).
-Departures, each for a reason: a group that several layers read is ranked by all of them together, as one channel cannot
-leave one of them alone; statistics come from the trial's calibration pictures in place of a fifth of the training data;
-inverses are damped, because fewer pictures say less; the search meets a flops budget, which the paper's does not know.
+(compensation_ranking), and the widths, for which there is our global ranking and the paper's binary structural search
+(compensation_search). Departures, each for a reason: a group that several layers read is ranked by all of them
+together, as one channel cannot leave one of them alone; statistics come from the trial's calibration pictures in place
+of a fifth of the training data; inverses are damped, because fewer pictures say less; the search meets a flops budget,
+which the paper's does not know.
 """
 
 import sys
@@ -156,7 +157,7 @@ def _treated(subject: Subject, layers: Sequence[Layer]) -> frozenset[str]:
     found = frozenset(name for name in allowed if seen[subject.coupling.by_name[name].start])
     if allowed - found:
         names = ", ".join(sorted(allowed - found))
-        warnings.warn(f"compensation leaves {names} whole: no layer that it can treat reads them", stacklevel=3)
+        warnings.warn(f"compensation leaves {names} whole: no layer that it can treat reads it", stacklevel=3)
     return found
 
 
