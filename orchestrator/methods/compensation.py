@@ -26,7 +26,7 @@ from orchestrator.methods.compensation_shifts import shifts
 from orchestrator.methods.layers import calls, left_out
 from orchestrator.methods.method import Budget, Floats, Method, Options, Subject
 from orchestrator.methods.widths import widths_plan
-from orchestrator.network import Coupling, Plan, cut, greedy
+from orchestrator.network import BudgetUnreachable, Coupling, Plan, cut, greedy
 from orchestrator.network.recording import layer_of
 from orchestrator.record import InvalidInput
 
@@ -67,9 +67,17 @@ def choose(subject: Subject, budget: Budget) -> Plan:
 def _ranked(subject: Subject, budget: Budget, layers: Sequence[Layer]) -> tuple[Plan, frozenset[str], Floats]:
     """The plan of our global ranking, the groups that it may cut, and each channel's place."""
     coupling, names = subject.coupling, _treated(subject, layers)
+    untreated = ", ".join(sorted(subject.prunable() - names))
+    message = f"compensation leaves {untreated} whole: no layer that it can treat reads these channels"
     order = places(coupling, names, [reading for layer in layers for reading in layer.readings])
     cap, step = budget.group_cap, budget.round_to
-    return greedy(coupling, order, budget.flops, group_cap=cap, groups=names, round_to=step), names, order
+    try:
+        plan = greedy(coupling, order, budget.flops, group_cap=cap, groups=names, round_to=step)
+    except BudgetUnreachable as error:
+        raise BudgetUnreachable(f"{error}; {message}" if untreated else str(error)) from None
+    if untreated:
+        warnings.warn(message, stacklevel=3)
+    return plan, names, order
 
 
 def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) -> Plan:
@@ -92,8 +100,11 @@ def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) ->
     return widths_plan(coupling, search.spent(widths, drop, budget.flops, worth), order)
 
 
-def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
-    """Compensate every layer that lost inputs, on all calibration pictures. Those that it cannot are warned of."""
+def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
+    """Compensate every layer that lost inputs, on all calibration pictures.
+
+    Returns those that it could not treat, with the reason; they stay as they were cut.
+    """
     sampling = _sampling(subject, _calibration(subject))
     layers = _layers(subject, frozenset(plan.kept), sampling)
     rescale = subject.options.rescale
@@ -102,6 +113,9 @@ def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
         compensation.apply_forward_(small, plan, sampling)
     else:
         compensation.apply_(small, plan)
+    losing = _readers_in(subject.coupling, frozenset(plan.kept))
+    reasons = left_out(subject.model, subject.coupling, sampling.pictures[0])
+    return {layer: reason for layer, reason in reasons.items() if layer in losing}
 
 
 def halves(batches: Batches) -> tuple[Batches, Batches]:
@@ -134,9 +148,6 @@ def _layers(subject: Subject, names: frozenset[str], sampling: Sampling) -> list
         wanted[coupling.by_name[name].channels] = True
     found = calls(model, coupling, example)
     readers = [call for call in found if not call.depthwise and wanted[call.reads].any()]
-    for layer, reason in left_out(model, coupling, example).items():
-        if layer in _readers_in(coupling, names):
-            warnings.warn(f"compensation leaves {layer} as it is: {reason}", stacklevel=3)
     return read(model, readers, shifts(model, found, example), sampling, subject.options.damping)
 
 
@@ -154,11 +165,7 @@ def _treated(subject: Subject, layers: Sequence[Layer]) -> frozenset[str]:
     for layer in layers:
         seen[layer.call.reads] = True
     allowed = subject.prunable()
-    found = frozenset(name for name in allowed if seen[subject.coupling.by_name[name].start])
-    if allowed - found:
-        names = ", ".join(sorted(allowed - found))
-        warnings.warn(f"compensation leaves {names} whole: no layer that it can treat reads it", stacklevel=3)
-    return found
+    return frozenset(name for name in allowed if seen[subject.coupling.by_name[name].start])
 
 
 COMPENSATION = Method(

@@ -72,9 +72,9 @@ def choose(subject: Subject, budget: Budget) -> Plan:
     return Plan.from_mask(coupling, kept & rest.mask(coupling))
 
 
-def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
+def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
     """Fit the layers that have lost what they read to what they made before, front to back."""
-    reconstruct_(small, subject, plan, subject.options.fitting)
+    return reconstruct_(small, subject, plan, subject.options.fitting)
 
 
 def _widths(subject: Subject, budget: Budget, norms: Floats) -> dict[str, int]:

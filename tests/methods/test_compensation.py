@@ -19,8 +19,8 @@ from orchestrator.methods.compensation_ranking import places, ranked
 from orchestrator.methods.compensation_readings import Reading
 from orchestrator.methods.compensation_search import StructuralSearch, allowed_widths, flops_of
 from orchestrator.methods.compensation_shifts import Shift, shifts
-from orchestrator.methods.layers import calls, evaluating, outputs, patches, watching
-from orchestrator.network import CostTable, Plan, couple, cut, measure
+from orchestrator.methods.layers import COMPUTED, calls, evaluating, outputs, patches, watching
+from orchestrator.network import BudgetUnreachable, CostTable, Plan, couple, cut, measure
 from orchestrator.network.coupling import Group
 from orchestrator.record import InvalidInput
 
@@ -464,9 +464,13 @@ def test_layers_that_cannot_be_treated_are_named() -> None:
     nn.utils.parametrizations.weight_norm(model.b)
     subject = subject_of(model, COMPENSATION)
     budget = Budget(flops=CostTable(subject.coupling).flops() - 1, group_cap=0.5)
-    with (
-        pytest.warns(UserWarning, match="compensation leaves b as it is: its weight is computed before it is used"),
-        pytest.warns(UserWarning, match="compensation leaves a whole: no layer that it can treat reads it"),
+    with pytest.warns(
+        UserWarning, match="compensation leaves a whole: no layer that it can treat reads these channels"
     ):
         plan = COMPENSATION.choose(subject, budget)
     assert set(plan.kept) == {"b"}
+    with pytest.raises(BudgetUnreachable, match=r"cannot be met.*; compensation leaves a whole: no layer that it can"):
+        COMPENSATION.choose(subject, replace(budget, flops=1))
+    plan = Plan(kept={"a": (0, 1), "b": (0, 1)})
+    small = cut(model, subject.coupling, plan)
+    assert COMPENSATION.repair_(small, subject, plan) == {"b": COMPUTED}
