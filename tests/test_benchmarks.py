@@ -249,6 +249,26 @@ def test_two_processes_are_timed_beside_one(run: Run) -> None:
     assert run("parallel_training", "--models", "cifarnot", code=2)[0].startswith("error: unknown model 'cifarnot'")
 
 
+def test_compensation_stands_beside_fine_tuning(run: Run) -> None:
+    setting = "--dataset digits --train 512 --epochs 2 --seeds 2 --kept 0.5 --batches 1 --shares 0.1 1 --tuning 1 2"
+    header, _, *rows = run("compensation", *setting.split())
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    assert [row["recovery"] for row in found[:3]] == [
+        "norm statistics alone",
+        "compensation, 128 pictures",
+        "the same, ranking of the channels counted",
+    ]
+    assert found[1]["pictures (share of train)"] == "128 (25.0%)"
+    assert found[3]["recovery"].startswith("fine-tuning, 10% of the pictures, epochs 1, rate 0.0")
+    assert all(re.fullmatch(r"\d+\.\d\d \+- \d+\.\d\d %", row["test"]) for row in found)
+    assert (found[1]["as good as compensation"], found[1]["seconds / compensation's"]) == ("yes", "1.00")
+
+
+def test_compensation_names_the_data_that_is_missing(run: Run, tmp_path: Path) -> None:
+    (complaint,) = run("compensation", "--data-root", str(tmp_path), code=2)
+    assert complaint.startswith(f"error: data set fashion_mnist: {tmp_path}/FashionMNIST/raw/")
+
+
 @pytest.mark.parametrize("name", ["search_cost", "rerun_cost"])
 def test_what_make_bench_types_is_understood(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from orchestrator.methods.compensation import COMPENSATION
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.lasso import LASSO
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
@@ -15,6 +16,7 @@ METHODS: dict[str, Method] = {
     "oicsr": OICSR,
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
+    "compensation": COMPENSATION,
     "lasso": LASSO,
 }
 
