@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from orchestrator.methods.filter_norm import FILTER_NORM
+from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
+from orchestrator.methods.random_scores import RANDOM
+from orchestrator.methods.slimming import SLIMMING
+from orchestrator.methods.taylor import TAYLOR
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
     "oicsr": OICSR,
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
+    "slimming": SLIMMING,
+    "taylor": TAYLOR,
+    "fisher": FISHER,
+    "random": RANDOM,
 }
 
 
