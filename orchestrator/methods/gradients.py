@@ -56,7 +56,7 @@ def products(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Tenso
     model = _copy(subject)
     weights = {name: model.get_parameter(name) for name in names}
     for pictures, labels in _batches(subject):
-        loss = F.cross_entropy(model(pictures).float(), labels)
+        loss = F.cross_entropy(model(pictures), labels)
         found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         yield {name: weights[name].detach() * gradient for name, gradient in zip(weights, found, strict=True)}
 
@@ -75,7 +75,7 @@ def gate_gradients(subject: Subject) -> Iterator[Tensor]:
     names = {id(model.get_parameter(name)): (name, dim) for name, dim in wanted}
     for pictures, labels in _batches(subject):
         with _Reading(names) as reading:
-            loss = F.cross_entropy(model(pictures).float(), labels, reduction="sum")
+            loss = F.cross_entropy(model(pictures), labels, reduction="sum")
         unseen = set(wanted) - {key for key, _, _ in reading.found}
         if unseen:
             name, _ = min(unseen)
@@ -114,11 +114,10 @@ def _summed(
     total = torch.zeros(count, coupling.channels + 1, dtype=torch.float64)  # the last for fixed places
     for (key, axis, read), gradient in zip(reads, gradients, strict=True):
         if read.shape[0] % count:
-            raise UnsupportedModel(
-                f"{key[0]}: reads {read.shape[0]} pieces of {count} pictures; whose they are is open"
-            )
-        change = (read.detach() * gradient).movedim(axis, 1).flatten(2) if read.ndim > 2 else read.detach() * gradient
-        change = change.double().reshape(count, read.shape[0] // count, read.shape[axis], -1).sum((1, 3)).cpu()
+            pieces = f"reads {read.shape[0]} pieces of {count} pictures"
+            raise UnsupportedModel(f"{key[0]}: {pieces}, which cannot be told apart")
+        change = (read.detach() * gradient).double().movedim(axis, 1)
+        change = change.reshape(count, read.shape[0] // count, read.shape[axis], -1).sum((1, 3)).cpu()
         channels = torch.from_numpy(coupling.dims[key] % total.shape[1])
         total.index_add_(1, channels.repeat(change.shape[1] // len(channels)), change)  # one block a conv_group
     return total[:, :-1]
