@@ -9,6 +9,7 @@ from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
+from orchestrator.methods.pfec import PFEC
 from orchestrator.methods.random_scores import RANDOM
 from orchestrator.methods.slimming import SLIMMING
 from orchestrator.methods.taylor import TAYLOR
@@ -18,6 +19,7 @@ METHODS: dict[str, Method] = {
     "oicsr": OICSR,
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
+    "pfec": PFEC,
     "slimming": SLIMMING,
     "taylor": TAYLOR,
     "fisher": FISHER,
