@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.methods.channel_sums import ChannelSums
@@ -50,14 +51,10 @@ class Scale:
         found = self.weight.detach().abs()
         return (found.mean(others) if others else found).double().cpu()
 
-    @torch.no_grad()
-    def add_sign_(self, factor: Tensor) -> None:
-        """gradient += sign of the scale x factor of its channel. factor: [channels + 1], the last for none."""
-        weight = self.weight
-        shape = [-1 if dim == self.dim else 1 for dim in range(weight.ndim)]
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.addcmul_(weight.sign(), factor[self.channels].view(shape).to(weight))
+    def spread(self, values: Tensor) -> Tensor:
+        """What each entry of the scale has of its channel. values: [channels + 1], the last for none."""
+        shape = [-1 if dim == self.dim else 1 for dim in range(self.weight.ndim)]
+        return values[self.channels].view(shape).to(self.weight)
 
 
 def scales(model: nn.Module, coupling: Coupling) -> list[Scale]:
@@ -86,13 +83,14 @@ def channel_scales(subject: Subject) -> Floats:
     coupling = subject.coupling
     sums, numbers = np.zeros(coupling.channels + 1), np.zeros(coupling.channels + 1)
     largest = np.zeros(coupling.channels + 1)
-    for scale in scales(subject.model, coupling):
+    found = scales(subject.model, coupling)
+    for scale in found:
         places, values = scale.channels.numpy(), scale.magnitudes().numpy()
         np.add.at(sums, places, values)
         np.add.at(numbers, places, 1)
         np.maximum.at(largest, places, values)
     combined = {"sum": sums, "mean": sums / np.maximum(numbers, 1), "max": largest}[subject.options.several]
-    bare = _without_norm(subject, numbers[:-1])
+    bare = _without_norm(subject, found)
     filters = ChannelSums(subject.model, coupling, made_only=True, only=bare).squares().sqrt()
     mask = _channels_of(coupling, bare)
     result: Floats = np.where(mask, filters.double().cpu().numpy(), combined[:-1])
@@ -107,20 +105,19 @@ def slimming_penalty(subject: Subject, regularization_weight: float) -> Iterator
     Raises InvalidInput where the options refuse groups without norms.
     """
     coupling, model = subject.coupling, subject.model
-    found = [scale for scale in scales(model, coupling) if scale.weight.requires_grad]
-    numbers = np.zeros(coupling.channels + 1)
-    for scale in scales(model, coupling):
-        np.add.at(numbers, scale.channels.numpy(), 1)
-    bare = _without_norm(subject, numbers[:-1])
-    allowed = np.append(_channels_of(coupling, subject.prunable()), False)
-    factor = torch.from_numpy(regularization_weight * allowed)
-    filters = ChannelSums(model, coupling, made_only=True, only=bare & subject.prunable())
-    penalised = torch.from_numpy(regularization_weight * (_channels_of(coupling, bare) & allowed[:-1]))
-    strength = penalised.to(filters.weights_of)
+    found = scales(model, coupling)
+    bare = _without_norm(subject, found) & subject.prunable()
+    allowed = regularization_weight * torch.from_numpy(_channels_of(coupling, subject.prunable()))
+    strengths = [(one.weight, one.spread(F.pad(allowed, (0, 1)))) for one in found if one.weight.requires_grad]
+    filters = ChannelSums(model, coupling, made_only=True, only=bare)
+    strength = allowed.to(filters.weights_of) * torch.from_numpy(_channels_of(coupling, bare)).to(filters.weights_of)
 
+    @torch.no_grad()
     def after_backward() -> None:
-        for scale in found:
-            scale.add_sign_(factor)
+        for weight, factor in strengths:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            weight.grad.addcmul_(weight.sign(), factor)
         if bare:
             norms = filters.squares().sqrt_()
             filters.add_scaled_(torch.where(norms > 0, strength / norms, 0.0))
@@ -133,9 +130,12 @@ def check(subject: Subject, budget: Budget) -> None:
     channel_scales(subject)
 
 
-def _without_norm(subject: Subject, numbers: Floats) -> frozenset[str]:
-    """The groups that no norm scales. numbers: [channels] how many scales each channel has."""
-    bare = [group for group in subject.coupling.groups if not numbers[group.channels].any()]
+def _without_norm(subject: Subject, found: list[Scale]) -> frozenset[str]:
+    """The groups that none of these norms scales. Raises InvalidInput where the options refuse one that may leave."""
+    scaled = np.zeros(subject.coupling.channels + 1, bool)
+    for scale in found:
+        scaled[scale.channels.numpy()] = True
+    bare = [group for group in subject.coupling.groups if not scaled[group.channels].any()]
     refused = [group for group in bare if group.name in subject.prunable()]
     if refused and subject.options.without_norm == "refuse":
         raise InvalidInput(
