@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
+from orchestrator.methods.lasso import LASSO
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
 from orchestrator.methods.pfec import PFEC
@@ -24,6 +25,7 @@ METHODS: dict[str, Method] = {
     "taylor": TAYLOR,
     "fisher": FISHER,
     "random": RANDOM,
+    "lasso": LASSO,
 }
 
 
