@@ -14,6 +14,7 @@ from orchestrator.commands.keeping import gc, ls, merge, rm
 from orchestrator.commands.reporting import plot, report, watch
 from orchestrator.commands.rerunning import rerun
 from orchestrator.commands.searching import search
+from orchestrator.commands.sensing import sensitivity
 from orchestrator.record import InvalidInput
 
 COMMANDS = (  # in the order that --help has
@@ -28,6 +29,7 @@ COMMANDS = (  # in the order that --help has
     report,
     watch,
     inspect,
+    sensitivity,
     ls,
     gc,
     rm,

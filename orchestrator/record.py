@@ -139,6 +139,18 @@ class Measured(Record):
     created: str
 
 
+class Sensed(Record):
+    """A trained network with one group pruned alone, and nothing trained after: see `orchestrator sensitivity`."""
+
+    group: str
+    channels: Annotated[int, Field(ge=1)]  # of the group
+    share: OpenShare  # of them that was to leave, rounded down, at least one
+    kept: Annotated[int, Field(ge=1)]
+    flops: Annotated[int, Field(ge=0)]  # of the network with this group pruned
+    flops_kept: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)]
+    accuracy: Share  # on the validation split
+
+
 class FrozenGroup(Record):
     """A group of channels that stays whole because its cut, tried on the model's own weights, was not right."""
 

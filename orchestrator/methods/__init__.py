@@ -7,9 +7,14 @@ from pydantic import ValidationError
 
 from orchestrator.methods.compensation import COMPENSATION
 from orchestrator.methods.filter_norm import FILTER_NORM
+from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.lasso import LASSO
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
+from orchestrator.methods.pfec import PFEC
+from orchestrator.methods.random_scores import RANDOM
+from orchestrator.methods.slimming import SLIMMING
+from orchestrator.methods.taylor import TAYLOR
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
@@ -17,6 +22,11 @@ METHODS: dict[str, Method] = {
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
     "compensation": COMPENSATION,
+    "pfec": PFEC,
+    "slimming": SLIMMING,
+    "taylor": TAYLOR,
+    "fisher": FISHER,
+    "random": RANDOM,
     "lasso": LASSO,
 }
 

@@ -65,7 +65,7 @@ def rerun(
 
 def _notes(old: Study) -> Iterator[str]:
     """What of the old study is not taken over."""
-    if (weights := _definition(old)["trial"].get("weights")) is not None:
+    if (weights := definition_of(old)["trial"].get("weights")) is not None:
         yield f"{weights} are not taken over: the new network is trained as [trial.dense] says"
     if old.store.read_json(SETTINGS_FILE) is None:
         yield f"{old.path} has no {SETTINGS_FILE}: budget, stopping and resources are the defaults"
@@ -86,7 +86,7 @@ def space_after(old: Study, name: str, *, model: str | None, dataset: str | None
 
     Raises InvalidInput where that is nothing new, or cannot be fixed because the study varies it.
     """
-    definition = _definition(old)
+    definition = definition_of(old)
     new = {field: value for field, value in (("model", model), ("dataset", dataset)) if value is not None}
     trial = dict(definition["trial"])
     varied = next((field for field in (*new, *(f for f in CHANGED if f not in new)) if field not in trial), None)
@@ -107,13 +107,16 @@ def space_after(old: Study, name: str, *, model: str | None, dataset: str | None
     )
 
 
-def _definition(old: Study) -> dict[str, Any]:
+def definition_of(old: Study, what: str = "rerun") -> dict[str, Any]:
+    """What study.json has of the study's space. Raises InvalidInput, which names `what` needs it, where it has none."""
     there = old.store.read_json(STUDY_FILE)
     definition = there.get("definition") if isinstance(there, dict) else None
     if isinstance(there, dict) and "merged" in there:
-        raise InvalidInput(f"{old.path}: was merged of several studies; rerun one of these")
+        raise InvalidInput(f"{old.path}: was merged of several studies; {what} one of these")
     if not isinstance(definition, dict):
-        raise InvalidInput(f"{old.path / STUDY_FILE}: there is no definition; rerun needs a study that search has made")
+        raise InvalidInput(
+            f"{old.path / STUDY_FILE}: there is no definition; {what} needs a study that search has made"
+        )
     return definition
 
 

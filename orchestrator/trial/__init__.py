@@ -10,6 +10,7 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     time_limit.py  how long a stage may take, and what becomes of one that hangs
     provenance.py  which state of this code a result comes from
     confirming.py  run_arm(spec, store): a point's path at full length from a fresh seed, and its controls
+    sensing.py   Sensor: each group of the dense network pruned alone, nothing trained
     checking.py  check(spec): what would end every trial of this kind at once
 """
 

@@ -169,6 +169,10 @@ class Networks:
         data = self.setting.data
         return latency(network.model, data.input_shape, batch=self.setting.spec.latency_batch, device=self.device)
 
+    def subject(self, network: Network, seed: int) -> Subject:
+        """What a method gets to see of a network."""
+        return _subject(self.setting, network.model, network.coupling, seed)
+
     def _recorded(self, key: str) -> Plan | None:
         """The plan from the dense network to that of a finished stage."""
         folder = self.store.folder(key)

@@ -132,3 +132,21 @@ def test_check_refuses_what_the_first_iteration_cannot_do_and_nothing_else(
         assert failure.reason == "budget"
         with pytest.raises(InvalidInput, match="pruning_ratio"):
             trial.check(spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": "own_models:small", "method": "slimming", "method_options": {"without_norm": "refuse"}},
+            "slimming: no norm scales the 8 channels of a",
+        ),
+        (
+            {"method": "pfec", "method_options": {"recipe": "resnet56-b"}},
+            "recipe resnet56-b is for ResNet-56, of 55 convolutions larger than 1 x 1; this network has 3",
+        ),
+    ],
+)
+def test_what_a_methods_options_cannot_do(spec_of: SpecOf, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        trial.check(spec_of(**changes))
