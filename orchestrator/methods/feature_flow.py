@@ -37,7 +37,7 @@ class FeatureFlowOptions(Options):
     length_weight, bend_weight: what multiplies the path's length and its bend, before regularization_weight does.
     path: "streams": what layers read from residual streams, which in a ResNet are the blocks' results, where at least
         two such features come by, else as "layers"; "layers": what every convolution and linear layer reads. Where the
-        classifier reads means over places, the last feature is what they are means of.
+        classifier reads a feature pooled or flattened, the path ends with the feature as it was before.
     bend: of three neighbours, the norm of their second difference, or the angle by which the path turns.
     norm: of differences.
     size_normalization: a norm is divided by its vector's size (l1) or the root of it (l2), so that a
@@ -61,7 +61,7 @@ class FeatureFlowOptions(Options):
 class Feature:
     """What a layer reads, [N, C, places ...], and whether it is a residual stream.
 
-    whole: where a layer reads a mean over places, the feature that it was taken of.
+    whole: where a layer reads a feature pooled to one place, or flattened, the feature as it was before.
     """
 
     value: Tensor
@@ -105,8 +105,9 @@ class _Watch(TorchFunctionMode):
         self.features.append(Feature(value=value, stream=id(weight) in self._streams, whole=whole))
 
     def _follow_pooling(self, x: Tensor, out: Tensor) -> None:
-        """From pictures to one place; views, dropout and other functions of each element on the way are followed."""
-        if out.ndim < 2 or out.shape[:2] != x.shape[:2] or _places(out) != 1:
+        """From many places to one; views, dropout and other functions of each element on the way are followed."""
+        flat = out.ndim == 2 and out.numel() == x.numel() and len(out) == len(x)
+        if out.ndim < 2 or _places(out) != 1 or not (flat or out.shape[:2] == x.shape[:2]):
             return
         if x.ndim > 3 and _places(x) > 1:
             self._pooled[id(out)] = out, x
@@ -114,14 +115,14 @@ class _Watch(TorchFunctionMode):
             self._pooled[id(out)] = out, self._pooled[id(x)][1]
 
     def path(self) -> list[Feature]:
-        """Without gates' features, the last ones at full size.
+        """Without gates' features, the last one before the classifier at full size.
 
         What is read at one place alone, though larger features come after it, is a gate's (SE and the like).
         """
         large = [number for number, feature in enumerate(self.features) if not feature.single]
-        end = large[-1] + 1 if large else 0
-        found = [self.features[number] for number in large]
-        for feature in self.features[end:]:
+        found, last = [self.features[number] for number in large], self.features[large[-1] + 1 if large else 0 :]
+        pooled = [number for number, feature in enumerate(last) if feature.whole is not None]
+        for feature in last[pooled[-1] if pooled else 0 :]:
             if feature.whole is None:
                 found.append(feature)
             elif id(feature.whole) not in self._seen:

@@ -256,7 +256,7 @@ def test_every_term_is_that_of_its_own_passes() -> None:
 
 
 def test_gates_are_no_part_of_the_path() -> None:
-    """Squeeze-and-excitation reads at one place, in the midst of larger features; so does ECA, along channels."""
+    """Squeeze-and-excitation reads at one place, in the midst of larger features."""
     model = built("depthwise_gated").double().eval()
     a = F.relu(model.widen(PICTURES))
     b = F.relu(model.norm(model.depthwise(a)))
@@ -267,29 +267,34 @@ def test_gates_are_no_part_of_the_path() -> None:
     torch.testing.assert_close(by_penalty(model)[""], WEIGHT * path_value(path, FeatureFlowOptions()).detach())
 
 
-class AlongChannels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 6), conv(6, 6), conv(6, 6), nn.Linear(6, 5)
-        self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+class Attention(nn.Module):
+    """Gates along channels and by squeeze-and-excitation, one of them behind the last convolution."""
 
-    def gate(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.eca(x.mean((2, 3))[:, None]))[:, 0, :, None, None]
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 6), conv(6, 6), conv(6, 6), nn.Linear(384 if flat else 6, 5)
+        self.eca, self.squeeze, self.excite = nn.Conv1d(1, 1, 3, padding=1), conv(6, 2, 1), conv(2, 6, 1)
+        self.flat = flat
 
     def features(self, x: Tensor) -> list[Tensor]:
         a = F.relu(self.a(x))
-        b = self.gate(F.relu(self.b(a)))
-        return [a, b, F.relu(self.c(b))]
+        b = F.relu(self.b(a))
+        b = b * torch.sigmoid(self.eca(b.mean((2, 3))[:, None]))[:, 0, :, None, None]
+        c = F.relu(self.c(b))
+        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(c, 1))))
+        return [a, b, c * torch.sigmoid(gate)]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.features(x)[-1].mean((2, 3)))
+        last = self.features(x)[-1]
+        out: Tensor = self.head(F.dropout(last.flatten(1), 0.1, self.training) if self.flat else last.mean((2, 3)))
         return out
 
 
-def test_a_convolution_along_channels_reads_no_feature() -> None:
+@pytest.mark.parametrize("flat", [False, True])
+def test_neither_are_those_along_channels_and_behind_the_last_layer(flat: bool) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = AlongChannels().double()
+        model = Attention(flat=flat).double().eval()
     value = written_out(model.features(PICTURES), mean_l1)
     torch.testing.assert_close(by_penalty(model), expected(model, value))
 
