@@ -27,7 +27,7 @@ def fashion_part(root: Path, seed: int) -> DataSet:
 
 @lru_cache(maxsize=1)
 def cifar_part(root: Path, seed: int) -> DataSet:
-    """10,000 and 2,000 pictures of CIFAR-10's train split from JPEGs, stratified, and its test split, all of 16 x 16."""
+    """10,000 and 2,000 pictures of CIFAR-10's train split, from JPEGs, stratified, and its test split; all 16 x 16."""
     return _part("cifar_part", cifar10_jpeg(root, seed), PART, seed, halved=True)
 
 
