@@ -9,6 +9,7 @@ from orchestrator.methods.feature_flow import FEATURE_FLOW
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
+from orchestrator.methods.uniform import UNIFORM
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
@@ -16,6 +17,7 @@ METHODS: dict[str, Method] = {
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
     "feature_flow": FEATURE_FLOW,
+    "uniform": UNIFORM,
 }
 
 
