@@ -7,9 +7,14 @@ from pydantic import ValidationError
 
 from orchestrator.methods.feature_flow import FEATURE_FLOW
 from orchestrator.methods.filter_norm import FILTER_NORM
+from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
 from orchestrator.methods.uniform import UNIFORM
+from orchestrator.methods.pfec import PFEC
+from orchestrator.methods.random_scores import RANDOM
+from orchestrator.methods.slimming import SLIMMING
+from orchestrator.methods.taylor import TAYLOR
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
@@ -18,6 +23,11 @@ METHODS: dict[str, Method] = {
     "filter_norm": FILTER_NORM,
     "feature_flow": FEATURE_FLOW,
     "uniform": UNIFORM,
+    "pfec": PFEC,
+    "slimming": SLIMMING,
+    "taylor": TAYLOR,
+    "fisher": FISHER,
+    "random": RANDOM,
 }
 
 

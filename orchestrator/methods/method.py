@@ -75,6 +75,8 @@ class Method:
     penalty: given a subject and a regularization_weight > 0, a context in which its Penalty acts; hooks on the model
     are gone when it closes. None: the method trains without one, and regularization_weight means nothing to it.
     repair_: makes up for what the cut lost, on the cut model in place, given the subject before the cut and the plan.
+    check: raises InvalidInput for what would end every trial with these options at its first cut. It sees the network
+    before any training, and no data.
     version: goes up with every change of the method's results, so that no stage of an older one is taken for its own.
     """
 
@@ -85,19 +87,21 @@ class Method:
     options: type[Options] = Options
     penalty: Callable[[Subject, float], AbstractContextManager[Penalty]] | None = None
     repair_: Callable[[nn.Module, Subject, Plan], None] | None = None
+    check: Callable[[Subject, Budget], None] | None = None
 
 
-def by_score(score: Score) -> Choose:
+@dataclass(frozen=True)
+class by_score:  # noqa: N801  # read as a function: choose=by_score(energy)
     """Global greedy pruning by a score a channel: [channels], higher stays longer."""
 
-    def choose(subject: Subject, budget: Budget) -> Plan:
+    score: Score
+
+    def __call__(self, subject: Subject, budget: Budget) -> Plan:
         return greedy(
             subject.coupling,
-            score(subject),
+            self.score(subject),
             budget.flops,
             group_cap=budget.group_cap,
             groups=subject.prunable(),
             round_to=budget.round_to,
         )
-
-    return choose

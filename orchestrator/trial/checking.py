@@ -1,13 +1,14 @@
 """check(spec): what would end every trial of this kind at once, found before any work is started."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from orchestrator.methods import Subject
+from orchestrator.methods import Budget, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, random_plan
 from orchestrator.network.architectures import build, check_runs
 from orchestrator.network.plan import removal_order
@@ -37,6 +38,10 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
         model=nn.Identity(), coupling=coupling, options=setting.options, calibration=lambda: (), seed=spec.seed
     )
     _check_budget(spec, coupling, subject.prunable())
+    if setting.method.check is not None:
+        flops = int(CostTable(coupling).flops() * (1 - spec.pruning_ratio))
+        budget = Budget(flops=flops, group_cap=spec.group_cap, round_to=spec.round_to)
+        setting.method.check(replace(subject, model=model), budget)
     whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in found.frozen)
     return tuple(f"{spec.model}: {note}" for note in (*coupling.notes, *whole))
 

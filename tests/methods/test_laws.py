@@ -1,7 +1,7 @@
 """What every method must do on every network. A new method is covered as soon as it is in METHODS."""
 
 import copy
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small_networks import EXAMPLE, NETWORKS, built, conv, subject_of
 from torch import Tensor, nn
 
-from orchestrator.methods import METHODS, Budget, Method, Subject
+from orchestrator.methods import METHODS, Budget, Method, Penalty, Subject
 from orchestrator.network import BudgetUnreachable, CostTable, Coupling, Plan, cut, measure, verify
 from orchestrator.network.plan import removal_order
 
@@ -165,50 +165,127 @@ def test_residual_streams_stay_whole_unless_asked_for(method: Method) -> None:
 def test_a_penalty_acts_while_its_context_is_open_and_leaves_nothing(method: Method, network: str) -> None:
     model = built(network)
     before, was = state(model), traces(model)
-    plain = gradients(model, None, None)
-    with method.penalty(subject_of(model, method), 0.1) as penalty:
-        changed = gradients(model, penalty.extra_loss, penalty.after_backward)
-    assert any(not torch.equal(plain[name], changed[name]) for name in plain)
-    assert all(gradient.isfinite().all() for gradient in changed.values())
+    plain = gradients(model)
+    with opened(method, model) as penalty:
+        first = gradients(model, penalty)
+        second = gradients(model, penalty)
+    assert acted_on(plain, first)
+    assert first.keys() == plain.keys()
+    assert all(gradient.isfinite().all() for gradient in first.values())
+    assert same(first, second)  # nothing of one step is left for the next
     assert same(state(model), before)
+    assert traces(model) == was
+    assert same(gradients(model), plain)
+
+
+@every_penalty
+@every_network
+def test_a_penalty_leaves_nothing_where_training_fails(method: Method, network: str) -> None:
+    model = built(network)
+    was = traces(model)
+
+    def train() -> None:
+        with opened(method, model):
+            model(EXAMPLE)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train()
     assert traces(model) == was
 
 
-def gradients(
-    model: nn.Module, extra_loss: Callable[[], Tensor] | None, after_backward: Callable[[], None] | None
-) -> dict[str, Tensor]:
-    """Of one step of training; none is left on the model, and norms' statistics are put back."""
+def opened(method: Method, model: nn.Module, weight: float = 0.1) -> AbstractContextManager[Penalty]:
+    assert method.penalty is not None
+    return method.penalty(subject_of(model, method), weight)
+
+
+def gradients(model: nn.Module, penalty: Penalty | None = None) -> dict[str, Tensor]:
+    """Of one step of training, as fit does it; none is left on the model, and norms' statistics are put back.
+
+    Those of parameters that no loss and no penalty reaches are left out.
+    """
     before = state(model)
     loss = F.cross_entropy(model(EXAMPLE), torch.tensor([0, 3]))
-    (loss if extra_loss is None else loss + extra_loss()).backward()
-    if after_backward is not None:
-        after_backward()
-    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    if penalty is not None:
+        loss = loss + loss_of(penalty)
+    loss.backward()
+    if penalty is not None and penalty.after_backward is not None:
+        penalty.after_backward()
+    return taken(model, before)
+
+
+def loss_of(penalty: Penalty) -> Tensor:
+    """The term of the loss, after a forward pass; 0 of a penalty that has none."""
+    if penalty.extra_loss is None:
+        return torch.zeros(())
+    extra = penalty.extra_loss()
+    assert extra.ndim == 0
+    assert extra.isfinite()
+    assert extra >= 0
+    return extra
+
+
+def taken(model: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of the parameters that have one, by name; the model is brought back to where it was."""
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
     model.load_state_dict(before)
     return found
 
 
+def acted_on(plain: dict[str, Tensor], changed: dict[str, Tensor]) -> set[str]:
+    """The parameters whose gradient the penalty has changed."""
+    return {name for name in changed if name not in plain or not torch.equal(plain[name], changed[name])}
+
+
 @every_penalty
-def test_a_penalty_shrinks_what_it_acts_on(method: Method) -> None:
-    model = built("plain")
-    subject = subject_of(model, method)
-    before = model.a.weight.norm().item()
-    with method.penalty(subject, 0.1) as penalty:
-        assert penalty.after_backward is not None
-        penalty.after_backward()
+@every_network
+def test_a_penalty_shrinks_what_it_acts_on(method: Method, network: str) -> None:
+    """A step down what it adds to the gradients makes every such weight smaller; down its loss, the loss."""
+    model = built(network)
+    before = state(model)
+    with opened(method, model) as penalty:
+        assert penalty.after_backward is not None or penalty.extra_loss is not None
+        if penalty.after_backward is not None:
+            penalty.after_backward()
+            added = {name: gradient for name, gradient in taken(model, before).items() if gradient.any()}
+            assert added
+            for name, gradient in added.items():
+                assert (before[name] - 0.1 * gradient).norm() < before[name].norm(), name
+        if penalty.extra_loss is not None:
+            assert loss_after_a_step(model, penalty) < loss_after_a_step(model, penalty, length=0.0)
+
+
+def loss_after_a_step(model: nn.Module, penalty: Penalty, length: float = 1e-3) -> float:
+    """The penalty's own loss where its own gradient leads, so far as `length`."""
+    before = state(model)
+    model(EXAMPLE)
+    loss_of(penalty).backward()
+    gradient = taken(model, before)
+    size = torch.stack([each.norm() for each in gradient.values()]).norm()
     with torch.no_grad():
-        model.a.weight -= model.a.weight.grad
-    assert model.a.weight.norm().item() < before
+        for name, each in gradient.items():
+            model.get_parameter(name).sub_(length * each / size)
+    model(EXAMPLE)
+    found = loss_of(penalty).item()
+    model.load_state_dict(before)
+    return found
 
 
 @every_penalty
 def test_a_parameter_that_is_not_trained_gets_no_gradient(method: Method) -> None:
+    """Whichever of those that the penalty acts on it is; it acts on others all the same."""
     model = built("plain")
-    model.a.weight.requires_grad_(False)
-    with method.penalty(subject_of(model, method), 0.1) as penalty:
-        changed = penalty.after_backward
-        assert changed is not None
-        changed()
-    assert model.a.weight.grad is None
-    assert model.b.weight.grad is not None
+    plain = gradients(model)
+    with opened(method, model) as penalty:
+        acted = acted_on(plain, gradients(model, penalty))
+    assert len(acted) > 1
+    for name in sorted(acted):
+        parameter = model.get_parameter(name)
+        parameter.requires_grad_(False)
+        without = gradients(model)
+        with opened(method, model) as penalty:
+            changed = gradients(model, penalty)
+        assert name not in changed
+        assert acted_on(without, changed)
+        parameter.requires_grad_(True)
