@@ -10,11 +10,11 @@ from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
-from orchestrator.methods.uniform import UNIFORM
 from orchestrator.methods.pfec import PFEC
 from orchestrator.methods.random_scores import RANDOM
 from orchestrator.methods.slimming import SLIMMING
 from orchestrator.methods.taylor import TAYLOR
+from orchestrator.methods.uniform import UNIFORM
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
