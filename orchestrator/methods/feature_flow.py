@@ -216,17 +216,39 @@ def path_value(path: Sequence[Feature], options: FeatureFlowOptions) -> Tensor:
     streams = [feature for feature in path if feature.stream]
     chosen = streams if options.path == "streams" and len(streams) > 1 else list(path)
     values = [_plain(feature.value) for feature in chosen]
-    pairs = [met for pair in pairwise(values) if (met := _met(pair, options))]
-    triples = [met for three in zip(values, values[1:], values[2:], strict=False) if (met := _met(three, options))]
-    if not pairs:
+    steps = [_step(pair, options) for pair in pairwise(values)]
+    taken = [step for step in steps if step is not None]
+    if not taken:
         shapes = ", ".join("x".join(map(str, value.shape[1:])) for value in values) or "none"
         skipped = options.shape_change == "skip" and len(values) > 1
         hint = "; method_options.shape_change: 'project' compares features of different shapes" if skipped else ""
         raise InvalidInput(f"feature_flow: this network's path has no two features to compare (it has {shapes}){hint}")
-    length = sum((_norm(b - a, options) for a, b in pairs), start=values[0].new_zeros(()))
+    length = torch.stack([_norm(step, options) for step in taken]).sum()
+    turns = [_steps(three, steps[number : number + 2], options) for number, three in enumerate(_triples(values))]
     bend = _angle if options.bend == "angle" else _second_difference
-    bends = sum((bend(a, b, c, options) for a, b, c in triples), start=values[0].new_zeros(()))
-    return options.length_weight * length + options.bend_weight * bends
+    bends = [bend(*turn, options) for turn in turns if turn is not None]
+    return options.length_weight * length + options.bend_weight * sum(bends, start=length.new_zeros(()))
+
+
+def _triples(values: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return zip(values, values[1:], values[2:], strict=False)
+
+
+def _step(pair: Sequence[Tensor], options: FeatureFlowOptions) -> Tensor | None:
+    """From one feature to the next; None if they cannot be compared."""
+    met = _met(pair, options)
+    return met[1] - met[0] if met else None
+
+
+def _steps(
+    three: Sequence[Tensor], known: Sequence[Tensor | None], options: FeatureFlowOptions
+) -> tuple[Tensor, Tensor] | None:
+    """The two steps along three features, in one shape; None if they cannot be compared."""
+    first, second = known
+    if first is not None and second is not None and len({value.shape for value in three}) == 1:
+        return first, second
+    met = _met(three, options)
+    return (met[1] - met[0], met[2] - met[1]) if met else None
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -240,38 +262,38 @@ def _met(features: Sequence[Tensor], options: FeatureFlowOptions) -> list[Tensor
         return list(features)
     if options.shape_change == "skip" or len({len(feature) for feature in features}) > 1:
         return []
+    if len({feature.shape[1] for feature in features}) > 1:  # first, for then there is less to pool
+        features = [feature.mean(1, keepdim=True) for feature in features]
     places = [feature.shape[2:] for feature in features]
     if len({len(each) for each in places}) == 1 and len(places[0]) in POOLED:
         side = tuple(map(min, *places))
         features = [f if f.shape[2:] == side else POOLED[len(side)](f, side) for f in features]
     elif len(set(places)) > 1:
         features = [f if f.ndim == 2 else f.flatten(2).mean(2) for f in features]
-    if len({feature.shape[1] for feature in features}) > 1:
-        features = [feature.mean(1, keepdim=True) for feature in features]
     return list(features)
 
 
-def _norm(difference: Tensor, options: FeatureFlowOptions) -> Tensor:
+def _norm(step: Tensor, options: FeatureFlowOptions) -> Tensor:
     """The mean over pictures of the norm of [N, ...]; where it is 0, so is its gradient."""
-    rows = difference.flatten(1)
     power = 1 if options.norm == "l1" else 2
-    norms: Tensor = torch.linalg.vector_norm(rows, power, 1).mean()
-    return norms / rows.shape[1] ** (1 / power) if options.size_normalization else norms
+    dims = tuple(range(1, step.ndim))  # not flattened: in the channels_last layout that is a copy
+    norms: Tensor = torch.linalg.vector_norm(step, power, dims).mean()
+    return norms / step[0].numel() ** (1 / power) if options.size_normalization else norms
 
 
-def _second_difference(a: Tensor, b: Tensor, c: Tensor, options: FeatureFlowOptions) -> Tensor:
-    return _norm(c - 2 * b + a, options)
+def _second_difference(first: Tensor, second: Tensor, options: FeatureFlowOptions) -> Tensor:
+    return _norm(second - first, options)
 
 
-def _angle(a: Tensor, b: Tensor, c: Tensor, options: FeatureFlowOptions) -> Tensor:
-    """Mean over pictures of the angle in [0, pi] by which the path turns at b; 0 where a step has no length.
+def _angle(first: Tensor, second: Tensor, options: FeatureFlowOptions) -> Tensor:
+    """Mean over pictures of the angle in [0, pi] between two steps; 0 where one of them has no length.
 
     Source of the formula: Kahan, 2 atan2(|u - v|, |u + v|) of the two directions: exact near 0 and pi, unlike acos.
     """
-    u, v = (b - a).flatten(1), (c - b).flatten(1)
-    first, second = (torch.linalg.vector_norm(step, 2, 1, keepdim=True) for step in (u, v))
-    moves = (first > 0) & (second > 0)
-    u, v = u / torch.where(moves, first, 1), v / torch.where(moves, second, 1)
+    u, v = first.flatten(1), second.flatten(1)
+    lengths = [torch.linalg.vector_norm(step, 2, 1, keepdim=True) for step in (u, v)]
+    moves = (lengths[0] > 0) & (lengths[1] > 0)
+    u, v = (step / torch.where(moves, length, 1) for step, length in zip((u, v), lengths, strict=True))
     u, v = torch.where(moves, u, 1), torch.where(moves, v, 1)
     halves = torch.atan2(torch.linalg.vector_norm(u - v, 2, 1), torch.linalg.vector_norm(u + v, 2, 1))
     return 2 * halves.mean()
