@@ -37,6 +37,8 @@ IMAGENET = (3, 224, 224)
 NETWORKS: tuple[tuple[str, int, tuple[int, int, int]], ...] = (
     *((name, 10, CIFAR) for name in ("cifarnet", "vgg16", "resnet20", "resnet56", "resnet110")),
     *((name, 10, CIFAR) for name in ("densenet40", "preact_senet18")),
+    *((name, 10, CIFAR) for name in ("eca_resnet20", "se_resnet20")),
+    ("eca_resnet50", 1000, IMAGENET),
     *((f"torchvision:{name}", 1000, IMAGENET) for name in ("alexnet", "resnet18", "resnet50", "densenet121")),
     *((f"torchvision:{name}", 1000, IMAGENET) for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")),
     *((f"torchvision:{name}", 1000, IMAGENET) for name in ("efficientnet_b0", "shufflenet_v2_x1_0")),

@@ -108,6 +108,32 @@ def test_methods_name_the_data_that_is_missing(run: Run, tmp_path: Path) -> None
     assert complaint.startswith(f"error: data set fashion_mnist: {tmp_path}/FashionMNIST/raw/")
 
 
+def test_attention_is_compared_under_pruning(run: Run, tmp_path: Path) -> None:
+    networks, work = ("resnet20", "eca_resnet20"), str(tmp_path / "work")
+    few = ("--seeds", "1", "--grid", "0.01", "--processes", "1")
+    command = ("attention", "--quick", "--networks", *networks, *few, "--work", work, "--kept")
+    header, _, *rows = run(*command, "0.5")
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    assert [row["network"] for row in found] == [*(f"{name}, dense" for name in networks), *networks]
+    for row in found[2:]:
+        assert 0.45 < float(row["reached"]) <= 0.5
+        assert row["regularization_weight"] == "0.01"
+        assert re.fullmatch(r"\d+\.\d\d %", row["test, before recovery"])
+        assert re.fullmatch(r"\d+\.\d\d %", row["test, after recovery"])
+    budgets = [float(row["train_flops"]) for row in found]
+    assert budgets[:2] == pytest.approx(budgets[:1] * 2, rel=1e-3)
+    assert budgets[2:] == pytest.approx(budgets[2:3] * 2, rel=1e-2)
+    complaints = run(*command, "0.001", code=1)
+    assert complaints[-1].startswith("error: resnet20, Job(method='oicsr', weight=0.01, kept=0.001, seed=0): budget: ")
+    assert not any(line.startswith("dense") for line in complaints)  # what is there is not computed again
+
+
+def test_attention_says_what_it_takes_and_what_is_missing(run: Run, tmp_path: Path) -> None:
+    assert run("attention", "--quick", "--networks", "eca_resnet20", "--estimate") == []
+    (complaint,) = run("attention", "--data-root", str(tmp_path), code=2)
+    assert complaint.startswith(f"error: data set cifar10_jpeg: {tmp_path}/cifar10-jpeg/")
+
+
 def test_pruned_networks_leave_unharmed(run: Run) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
     header, _, *rows = run("export", "cifarnet", "--side", "16", "--threads", "1", "--batches", "1", "2")

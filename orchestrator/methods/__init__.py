@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from orchestrator.methods.compensation import COMPENSATION
+from orchestrator.methods.feature_flow import FEATURE_FLOW
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.lasso import LASSO
@@ -15,6 +16,7 @@ from orchestrator.methods.pfec import PFEC
 from orchestrator.methods.random_scores import RANDOM
 from orchestrator.methods.slimming import SLIMMING
 from orchestrator.methods.taylor import TAYLOR
+from orchestrator.methods.uniform import UNIFORM
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
@@ -22,6 +24,8 @@ METHODS: dict[str, Method] = {
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
     "compensation": COMPENSATION,
+    "feature_flow": FEATURE_FLOW,
+    "uniform": UNIFORM,
     "pfec": PFEC,
     "slimming": SLIMMING,
     "taylor": TAYLOR,

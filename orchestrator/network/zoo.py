@@ -1,5 +1,7 @@
 """The papers' networks for pictures of 32 x 32 pixels and fewer. Each is a function of classes and input shape.
 
+Those in zoo_attention.py are for larger ones, and take small ones too.
+
 All take [N, C, H, W] with any C and H = W = 8, 28 or 32 (others too, as long as they do not shrink to nothing) and
 end in [N, classes]. They are written for 32 x 32 and 3 channels; the notes say where a smaller picture changes
 anything. Nothing is drawn at random but the weights, so `torch.manual_seed` fixes a network.
@@ -10,6 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from orchestrator.network.zoo_attention import ECA_RESNETS, EfficientChannelAttention, kernel_size
 
 InputShape = tuple[int, int, int]  # channels, height, width
 
@@ -116,6 +120,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Three stages of basic blocks with 16, 32 and 64 channels at full, half and quarter size."""
 
+    block = BasicBlock
+
     def __init__(self, classes: int, channels: int, blocks: int) -> None:
         super().__init__()
         self.conv = _conv3x3(channels, 16)
@@ -125,10 +131,9 @@ class ResNet(nn.Module):
         self.stage3 = self._stage(32, 64, blocks, stride=2)
         self.classifier = nn.Linear(64, classes)
 
-    @staticmethod
-    def _stage(made_from: int, made: int, blocks: int, *, stride: int) -> nn.Sequential:
-        rest = (BasicBlock(made, made, 1) for _ in range(blocks - 1))
-        return nn.Sequential(BasicBlock(made_from, made, stride), *rest)
+    def _stage(self, made_from: int, made: int, blocks: int, *, stride: int) -> nn.Sequential:
+        rest = (self.block(made, made, 1) for _ in range(blocks - 1))
+        return nn.Sequential(self.block(made_from, made, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
@@ -221,6 +226,75 @@ class SqueezeExcite(nn.Module):
         return gated
 
 
+class GatedBlock(BasicBlock):
+    """A basic block with a gate behind its second norm, before the sum."""
+
+    def __init__(self, made_from: int, made: int, stride: int) -> None:
+        super().__init__(made_from, made, stride)
+        self.gate = self.make_gate(made)
+
+    def make_gate(self, width: int) -> nn.Module:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.gate(self.norm2(self.conv2(out)))
+        return F.relu(out + self.shortcut(x))
+
+
+class EcaBlock(GatedBlock):
+    """With efficient channel attention; the kernel is that of the width the block is built with."""
+
+    def make_gate(self, width: int) -> nn.Module:
+        return EfficientChannelAttention(kernel_size(width))
+
+
+class SeBlock(GatedBlock):
+    """With squeeze and excitation."""
+
+    def make_gate(self, width: int) -> nn.Module:
+        return SqueezeExcite(width)
+
+
+class EcaResNet(ResNet):
+    """With a gate along channels in each block."""
+
+    block = EcaBlock
+
+
+class SeResNet(ResNet):
+    """With a squeeze-and-excite gate in each block."""
+
+    block = SeBlock
+
+
+def eca_resnet20(classes: int, input_shape: InputShape) -> nn.Module:
+    """ResNet-20 for CIFAR with ECA gates (Wang et al. 2020, arXiv:1910.03151): 40.6 M flops.
+
+    The paper has no networks for CIFAR. Gates are where it has them, behind a block's last norm; its formula gives
+    kernels of 3 for 16, 32 and 64 channels.
+    """
+    return _he_initialised(EcaResNet(classes, input_shape[0], blocks=3))
+
+
+def eca_resnet56(classes: int, input_shape: InputShape) -> nn.Module:
+    """ResNet-56 for CIFAR with ECA gates, as eca_resnet20: 125.5 M flops."""
+    return _he_initialised(EcaResNet(classes, input_shape[0], blocks=9))
+
+
+def se_resnet20(classes: int, input_shape: InputShape) -> nn.Module:
+    """ResNet-20 for CIFAR with SE gates (Hu et al. 2018, arXiv:1709.01507) behind each block's last norm: 40.6 M flops.
+
+    Reduction 16, the paper's: hidden widths of 1, 2 and 4 channels in the three stages.
+    """
+    return _he_initialised(SeResNet(classes, input_shape[0], blocks=3))
+
+
+def se_resnet56(classes: int, input_shape: InputShape) -> nn.Module:
+    """ResNet-56 for CIFAR with SE gates, as se_resnet20: 125.5 M flops."""
+    return _he_initialised(SeResNet(classes, input_shape[0], blocks=9))
+
+
 class PreActSeBlock(nn.Module):
     """Norm and ReLU before each convolution, and a squeeze-and-excite gate on the branch before the sum."""
 
@@ -282,4 +356,9 @@ NETWORKS: dict[str, Callable[[int, InputShape], nn.Module]] = {
     "resnet110": resnet110,
     "densenet40": densenet40,
     "preact_senet18": preact_senet18,
+    "eca_resnet20": eca_resnet20,
+    "eca_resnet56": eca_resnet56,
+    "se_resnet20": se_resnet20,
+    "se_resnet56": se_resnet56,
+    **ECA_RESNETS,
 }

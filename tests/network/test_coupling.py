@@ -123,7 +123,7 @@ def test_zoo_cut_equals_masked(name: str) -> None:
     model, example = NETWORKS[name](10, (3, 32, 32)), torch.zeros(1, 3, 32, 32)
     inputs = lively_(model, example)
     coupling = couple(model, example)
-    assert all(group.exact for group in coupling.groups)
+    assert all(group.exact for group in coupling.groups) == (not name.startswith("eca_"))
     plan = random_plan(coupling)
     assert difference(cut(model, coupling, plan), masked(model, coupling, plan), inputs) <= EXACT
 
