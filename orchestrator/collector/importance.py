@@ -1,4 +1,4 @@
-"""Which of the three settings explains what a study found: permutation importance on trials held out.
+"""Which of the settings explains what a study found: permutation importance on trials held out.
 
 A random forest is fitted to four fifths of the trials and asked about the last fifth, five times over. Then it is asked
 again with one setting drawn at random. Half of what that adds to the squared error, over the variance of what is to be

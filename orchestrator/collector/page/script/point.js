@@ -111,7 +111,7 @@ function pointSettings(study, point) {
     const after = columns.accuracy_after_cut[point];
     return pairs("pairs", [
         ...(columns.kind[point] === "dense" ? [] : settingsOf(study, point)),
-        ["method", columns.method[point]],
+        study.data.study.methods.length > 1 ? ["method", null] : ["method", columns.method[point]],
         ["seed", numberText(columns.seed[point])],
         ["accuracy_after_cut", after === null ? null : shareText(after)],
         [
@@ -293,7 +293,8 @@ function spaceOf(study, point) {
         if (piece.field in bounds) return String(bounds[piece.field]);
         const known = (columns[piece.field] ?? data.points.others[piece.field])?.[point];
         if (known !== null && known !== undefined) return JSON.stringify(known);
-        return columns.kind[point] === "dense" ? JSON.stringify(piece.otherwise) : null;
+        const means = columns.kind[point] !== "dense" && (piece.method ?? columns.method[point]) === columns.method[point];
+        return means ? null : JSON.stringify(piece.otherwise);
     });
     return values.includes(null) ? null : values.join("");
 }
