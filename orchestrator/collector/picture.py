@@ -81,13 +81,18 @@ def draw(study: Study, path: str | os.PathLike[str], *, show: Show = "frontier",
     show: the frontier; the trajectories of the trials under it, dense -> cut -> cut; or hypervolume over train_flops.
     over: what accuracy is drawn over. Raises InvalidInput for another ending or a bad path.
     """
+    _check_ending(Path(path))
+    write_picture(
+        _course_of(study) if show == "hypervolume" else _front_of(study, over, trajectories=show == "trajectories"),
+        path,
+    )
+
+
+def write_picture(paint: Callable[[Axes], None], path: str | os.PathLike[str]) -> None:
+    """Draws into an SVG or PNG file, whole or not at all. Raises InvalidInput for another ending or a bad path."""
     target = Path(path)
-    if target.suffix not in FORMATS:
-        raise InvalidInput(
-            f"{target}: ends in {target.suffix or 'nothing'!r}; a picture ends in {' or '.join(FORMATS)}"
-        )
+    _check_ending(target)
     aside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
-    paint = _course_of(study) if show == "hypervolume" else _front_of(study, over, trajectories=show == "trajectories")
     try:
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -99,6 +104,13 @@ def draw(study: Study, path: str | os.PathLike[str], *, show: Show = "frontier",
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def _check_ending(target: Path) -> None:
+    if target.suffix not in FORMATS:
+        raise InvalidInput(
+            f"{target}: ends in {target.suffix or 'nothing'!r}; a picture ends in {' or '.join(FORMATS)}"
+        )
 
 
 def _points(study: Study) -> tuple[str, pd.DataFrame]:
@@ -127,7 +139,7 @@ def _front_of(study: Study, over: Over, *, trajectories: bool) -> Callable[[Axes
     picture = picture_of(study, over)
 
     def paint(axes: Axes) -> None:
-        _frame(axes, picture.title, LABELS[over], "accuracy on the validation split")
+        draw_frame(axes, picture.title, LABELS[over], "accuracy on the validation split")
         _draw_points(axes, picture, trajectories=trajectories)
         _scale(axes, picture)
         axes.set_ylim(picture.floor, None)
@@ -143,7 +155,7 @@ def _course_of(study: Study) -> Callable[[Axes], None]:
     cost, worth = hypervolume_over_cost(study.stages())
 
     def paint(axes: Axes) -> None:
-        _frame(axes, title, "train_flops (forward flops x samples x 3, of the whole study)", "hypervolume")
+        draw_frame(axes, title, "train_flops (forward flops x samples x 3, of the whole study)", "hypervolume")
         axes.step(cost, worth, where="post", color=BLUE, linewidth=1.5)
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlim(0, None)
@@ -152,7 +164,8 @@ def _course_of(study: Study) -> Callable[[Axes], None]:
     return paint
 
 
-def _frame(axes: Axes, title: str, across: str, up: str) -> None:
+def draw_frame(axes: Axes, title: str, across: str, up: str) -> None:
+    """Title, labels and grid."""
     # A name may hold what matplotlib would read as mathematics.
     axes.set_title(title.replace("$", r"\$"), loc="left", fontweight="bold")
     axes.set_xlabel(across)

@@ -262,7 +262,9 @@ def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
         dimension.choices if isinstance(dimension, Choice) else dimension.ends()[:1]
         for dimension in space.dimensions.values()
     ]
-    specs = (space.spec(dict(zip(space.dimensions, values, strict=True))) for values in islice(product(*options), CORNERS))
+    specs = (
+        space.spec(dict(zip(space.dimensions, values, strict=True))) for values in islice(product(*options), CORNERS)
+    )
     different = {canonical_json(spec): spec for spec in specs}
     yield from islice(different.values(), CHECKS)
 

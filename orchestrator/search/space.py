@@ -222,7 +222,6 @@ class SearchSpace(Record):
         proposals = self.proposals.model_dump(mode="json", exclude={"guide"})
         return {"trial": fixed, "search": searched, "proposals": proposals}
 
-
     def _fixed_options(self) -> dict[str, Any]:
         """Without the tables of methods that no trial has."""
         given = self.trial.get(OPTIONS, {})

@@ -7,7 +7,7 @@
 Trials that differ in nothing that their method looks at are the same trial, whatever the sampler drew for the rest.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from orchestrator.search.messages import FieldError, known

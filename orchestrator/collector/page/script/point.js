@@ -155,35 +155,6 @@ function deviated(row) {
     return deviation === null || deviation === undefined ? mean : `${mean} ± ${deviation.toFixed(4)}`;
 }
 
-/** A table without anything to press. Columns of figures stand right. */
-function plainTable(head, rows, texts = []) {
-    const align = (nth) => (nth === 0 ? null : texts.includes(nth) ? "text" : "number");
-    return element(
-        "table",
-        {},
-        element(
-            "thead",
-            {},
-            element(
-                "tr",
-                {},
-                head.map((name, nth) => element("th", { scope: "col", class: align(nth) }, name)),
-            ),
-        ),
-        element(
-            "tbody",
-            {},
-            rows.map((row) =>
-                element(
-                    "tr",
-                    {},
-                    row.map((cell, nth) => element("td", { class: align(nth) }, cell)),
-                ),
-            ),
-        ),
-    );
-}
-
 function path(app) {
     const { study, opened } = app;
     const { columns } = study;
@@ -293,7 +264,8 @@ function spaceOf(study, point) {
         if (piece.field in bounds) return String(bounds[piece.field]);
         const known = (columns[piece.field] ?? data.points.others[piece.field])?.[point];
         if (known !== null && known !== undefined) return JSON.stringify(known);
-        const means = columns.kind[point] !== "dense" && (piece.method ?? columns.method[point]) === columns.method[point];
+        const method = columns.method[point]; // null of the dense model
+        const means = method !== null && (piece.method ?? method) === method;
         return means ? null : JSON.stringify(piece.otherwise);
     });
     return values.includes(null) ? null : values.join("");
