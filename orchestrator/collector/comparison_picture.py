@@ -1,6 +1,7 @@
 """The overlay of a comparison as a picture for papers."""
 
 import os
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -48,7 +49,12 @@ def _draw_line(axes: Axes, line: Line, nth: int, over: Over) -> tuple[float, flo
     ends = np.append(cost, line.points[over].max() / SCALES[over])
     name = line.name.replace("$", r"\$")
     label = name if len(line.seeds) == 1 else f"{name} ({len(line.seeds)} seeds)"
-    style = {"linestyle": DASHES[(nth + turn) % len(DASHES)], "color": tone, "linewidth": 1.5}
+    style: dict[str, Any] = {
+        "linestyle": DASHES[(nth + turn) % len(DASHES)],
+        "color": tone,
+        "linewidth": 1.5,
+        "markersize": SMALL,
+    }
     mark = MARKS[(nth + 3 * turn) % len(MARKS)]
     axes.step(ends, np.append(mean, mean[-1]), where="post", marker=mark, markevery=[0], label=label, **style)
     if not np.isnan(deviation).all():

@@ -138,7 +138,7 @@ function showFigures({ lines, budgets, reference_flops: reference }) {
     fill(
         "figures-note",
         "Accuracy is on the validation split, the best within the budget; shares are of " +
-            `${countText(reference)} flops, the largest dense model, which is the reference of every hypervolume too. ` +
+            `${countText(reference)} flops, the largest dense model's, the reference of every hypervolume too. ` +
             "The highest of a column is bold, whether or not the difference means anything.",
     );
 }
