@@ -238,7 +238,7 @@ def _line(
     filled = [frame for frame in confirmed if len(frame)] or list(confirmed[:1])
     return Line(
         name=name,
-        studies=tuple(dict.fromkeys(together["study"])),
+        studies=tuple(frame["study"].iloc[0] for frame in points if len(frame)),
         methods=tuple(sorted(together["method"].dropna().unique())),
         points=together.reset_index(drop=True),
         trials=trials,

@@ -111,12 +111,10 @@ def test_the_file_is_written_back_with_its_tables(space: SearchSpace) -> None:
     assert SearchSpace.parse("small", tomllib.loads(as_toml(space, "again"))) == space
 
 
-def test_the_definition_holds_all_tables_and_what_varies(space: SearchSpace, space_file: Write) -> None:
+def test_the_definition_holds_all_tables_and_what_varies(space: SearchSpace) -> None:
     definition = space.definition()
     assert definition["trial"]["method_options"] == {"filter_norm": {"scale": "group_mean"}}
     assert "method_options.oicsr.norm_parameters" in definition["search"]
-    first = space_of(space_file, trial="regularization_weight = 0.3", **{"regularization_weight = {": "seed = {"})
-    assert "regularization_weight" not in first.trial
 
 
 def test_a_fixed_weight_stays_in_the_definition_whatever_method_comes_first(space_file: Write) -> None:
@@ -168,15 +166,15 @@ def test_the_stages_are_those_that_the_weight_as_drawn_would_have_had() -> None:
 
 @pytest.mark.parametrize("guide", ["gain", "prefixes"])
 def test_no_trial_of_a_method_without_a_penalty_is_run_twice(space_file: Write, tmp_path: Path, guide: str) -> None:
-    grids = {"step = 0.05": "step = 0.3", "grid = 5": "grid = 3", "low = 2, high = 4": "low = 2, high = 3"}
-    space = space_of(space_file, **grids, **{"startup = 4": f'startup = 4\nguide = "{guide}"'})
+    grids = {"step = 0.05": "step = 0.3", "grid = 5": "grid = 2", "low = 2, high = 4": "low = 2, high = 3"}
+    space = space_of(space_file, **grids, **{"startup = 4": f'startup = 8\nguide = "{guide}"'})
     under_way = opened(space, tmp_path / "journal.log", trials=40)
     specs = run(under_way, random.Random(0))
     assert under_way.exhausted
     assert len({canonical_json(spec) for spec in specs}) == len(specs)
     longest = [spec for spec in specs if spec.iterations == 3]
     assert sorted(spec.method for spec in longest if spec.method == "filter_norm") == ["filter_norm"] * 2
-    assert len([spec for spec in longest if spec.method == "oicsr"]) == 3 * 2
+    assert len([spec for spec in longest if spec.method == "oicsr"]) == 2 * 2
 
 
 def test_a_space_whose_weight_may_be_any_number_ends_where_no_method_has_a_use_for_it(
@@ -196,9 +194,9 @@ def test_many_known_proposals_in_a_row_are_left_behind_where_any_number_may_be_d
     grids = {"step = 0.05": "step = 0.3", "log = true, grid = 5": "log = true"}
     space = space_of(space_file, **grids)
     assert space.size is None
-    specs = run(opened(space, tmp_path / "journal.log", trials=30))
-    assert len(specs) == 30
-    assert len([spec for spec in specs if spec.method == "filter_norm"]) <= 6
+    specs = run(opened(space, tmp_path / "journal.log", trials=12))
+    assert len(specs) == 12
+    assert len([spec for spec in specs if spec.method == "filter_norm"]) <= 2 * 3
 
 
 def test_the_search_says_what_means_nothing() -> None:
@@ -252,10 +250,9 @@ def test_a_rerun_takes_over_what_the_trials_of_each_method_found(
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_confirmation_walks_the_path_of_each_method(study: Study, recorded: bool) -> None:
     if not recorded:
-        table = [path for path in study.store.root.glob("trials/*")]
-        for path in table:
+        for path in study.store.root.glob("trials/*"):
             path.unlink()
-    points = [study.point(key) for key in study.points().drop_duplicates("method")["key"][1:]]
+    points = [study.point(key) for key in study.points().dropna(subset=["method"]).drop_duplicates("method")["key"]]
     if not recorded:
         points = [point for point in points if point.method != "oicsr"]  # whose option no record tells
     found = {point.method: spec for point, spec in paths_of(study, points, seeds=1, length=1.0, data_root=None)}
