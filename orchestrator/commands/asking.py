@@ -132,8 +132,11 @@ def _print_remarks(asked: "Study", now: "Status") -> None:
     if now.failures:
         typer.echo()
         print_heading("Failures", f"tracebacks: {now.path / 'failures'}")
-        shown = ["reason", "message", "regularization_weight", "pruning_ratio", "key"]
-        print_frame(asked.failures(), {name: CELLS.get(name, first_line) for name in shown})
+        failures = asked.failures()
+        several = failures["method"].nunique() > 1 or len(asked.methods) > 1
+        settings = ["method"] * several + ["regularization_weight", "pruning_ratio"]
+        shown = ["reason", "message", *settings, "key"]
+        print_frame(failures, {name: CELLS.get(name, first_line) for name in shown})
 
 
 def front(

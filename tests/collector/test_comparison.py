@@ -11,8 +11,9 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from orchestrator import Study
+from orchestrator import Study, cli
 from orchestrator.collector.comparison import Comparison, Figure, as_table, compare, confirmed_of, mean_front
 from orchestrator.collector.comparison_facts import differences
 from orchestrator.collector.comparison_page import comparison_data
@@ -255,6 +256,9 @@ def test_confirmed_figures_with_their_controls(full_study: Study, measure: Calla
     assert list(found["method"]) == ["oicsr"] * 3
     assert found.loc["scratch", "test_accuracy_mean"] == pytest.approx(0.895)
     assert list(found["seeds"]) == [2, 2, 2]
+    printed = CliRunner().invoke(cli.app, ["compare", str(full_study.path), str(other.store.root)]).stdout
+    rows = [line.split() for line in printed.split("Confirmed points")[1].splitlines()]
+    assert ["small", "oicsr", key[:12], "scratch", "2", "0.8950", "±", "0.0071"] in [row[:8] for row in rows]
     data = comparison_data(comparison, [full_study, other.study])
     assert [(row["arm"], row["test_accuracy_mean"]) for row in data["confirmed"]] == [
         ("pruned", 0.915), ("dense", 0.955), ("scratch", 0.895),
