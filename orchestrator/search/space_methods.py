@@ -57,9 +57,10 @@ def check_methods(methods: Collection[str], fixed: Any, varied: Collection[str])
     plain = [name for name in fixed if name not in tables]
     shared = [name.partition(".")[2] for name in varied if name.startswith(f"{OPTIONS}.") and name.count(".") == 1]
     for option in shared:
-        if (method := next((one for one in methods if option in tables.get(one, {})), None)) is not None:
+        alone = [one for one in methods if option in tables.get(one, {}) or [one, option] in own]
+        if alone:
             raise FieldError(
-                f"search.{OPTIONS}.{option} varies for all methods, and trial.{OPTIONS}.{method}.{option} is fixed; "
+                f"search.{OPTIONS}.{option} varies for all methods, and {OPTIONS}.{alone[0]}.{option} is of one; "
                 "keep one of them"
             )
     if len(methods) > 1:

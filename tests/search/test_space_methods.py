@@ -65,8 +65,8 @@ BAD = {
     "scale = { choices = [1, 2] }",
     "search.method_options.scale: oicsr has no such option; give it to those that have it, in "
     "[search.method_options.filter_norm]": '[search.method_options]\nscale = { choices = ["none", "group_mean"] }',
-    "search.method_options.residual_streams varies for all methods, and trial.method_options.oicsr.residual_streams is "
-    "fixed; keep one of them": "[search.method_options]\nresidual_streams = { choices = [true, false] }\n"
+    "search.method_options.residual_streams varies for all methods, and method_options.oicsr.residual_streams is of "
+    "one; keep one of them": "[search.method_options]\nresidual_streams = { choices = [true, false] }\n"
     "[trial.method_options.oicsr]\nresidual_streams = true",
     "method_options.oicsr.norm_parameters is in both [trial] and [search]": "[search.method_options.oicsr]\n"
     "norm_parameters = { choices = [true, false] }\n[trial.method_options.oicsr]\nnorm_parameters = true",
