@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from orchestrator.commands.asking import best, front, status
+from orchestrator.commands.comparing import compare
 from orchestrator.commands.confirming import confirm
 from orchestrator.commands.exporting import export
 from orchestrator.commands.inspecting import inspect
@@ -26,6 +27,7 @@ COMMANDS = (  # in the order that --help has
     confirm,
     export,
     plot,
+    compare,
     report,
     watch,
     inspect,

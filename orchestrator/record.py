@@ -8,6 +8,7 @@ import json
 import math
 import os
 import socket
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -251,6 +252,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return int(value)
     return value
+
+
+def options_for(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The switches of one method among those of a study: what is there for all methods, then its own table's."""
+    own = given.get(method)
+    return {
+        **{name: value for name, value in given.items() if not isinstance(value, Mapping)},
+        **(own if isinstance(own, Mapping) else {}),
+    }
+
+
+def setting_of(spec: Mapping[str, Any], name: str) -> Any:
+    """The value that a trial has of a setting by dotted name; `spec` is a dumped TrialSpec.
+
+    None for an option that it has not, and for one of another method, such as method_options.oicsr.norm_parameters.
+    """
+    table, _, field = name.partition(".")
+    if table != "method_options":
+        return spec[table][field] if field else spec[table]
+    method, _, option = field.rpartition(".")
+    return spec[table].get(option) if method in ("", spec["method"]) else None
 
 
 def stage_key(parent: str | None, kind: StageKind, parameters: dict[str, Any]) -> str:

@@ -116,13 +116,18 @@ def print_front(study: "Study", found: "pd.DataFrame") -> None:
         found = found.assign(confirmed=[confirmed_text(*pair) for pair in pairs])
         print_heading(f"confirmed: {CONFIRMED_MEANS.removeprefix('test_accuracy: ')}")
         marked = {"confirmed": str}
-    print_frame(found, {**CELLS, **measured, **marked})
+    print_frame(found, {**named_method(study.methods), **CELLS, **measured, **marked})
     if found.empty:
         typer.echo("no point of the frontier is within these limits")
         return
     budget = flops_text(found["flops"].iloc[len(found) // 2] * 1.005).replace(" ", "")
     command = ["orchestrator", "best", str(study.path), "--max-flops", budget, "--output", "DIR"]
     typer.echo(f"take a model out: {shlex.join(command)}")
+
+
+def named_method(methods: Sequence[str]) -> dict[str, Callable[[Any], str]]:
+    """The column of the points' methods, where a study has several. The dense model has none."""
+    return {"method": lambda method: method or "-"} if len(methods) > 1 else {}
 
 
 def confirmed_text(mean: float, deviation: float) -> str:
@@ -139,7 +144,9 @@ def print_confirmed(study: "Study", found: "pd.DataFrame", notes: Iterable[str] 
     if found["with_validation"].any():
         print_heading("trained on train and validation: those with_validation")
     texts = [confirmed_text(*pair) for pair in zip(found[MEAN], found[DEVIATION], strict=True)]
-    print_frame(found.assign(test_accuracy=texts), CONFIRMED_CELLS)
+    method_of = study.points().set_index("key")["method"]
+    named = found.assign(test_accuracy=texts, method=found["key"].map(method_of))
+    print_frame(named, {**CONFIRMED_CELLS, **named_method(study.methods)})
     for note in notes:
         typer.echo(note)
 

@@ -1,4 +1,4 @@
-"""Which of the three settings explains what a study found: permutation importance on trials held out.
+"""Which of the settings explains what a study found: permutation importance on trials held out.
 
 A random forest is fitted to four fifths of the trials and asked about the last fifth, five times over. Then it is asked
 again with one setting drawn at random. Half of what that adds to the squared error, over the variance of what is to be
@@ -41,13 +41,17 @@ class Importance:
 def importance_for_trials(trials: Sequence[TrialRecord], points: pd.DataFrame) -> Importance:
     """What explains the hypervolume of a trial: the area that its own points dominate."""
     found = points.set_index("key")[["accuracy", "flops_kept"]]
+    methods = sorted({trial.spec.method for trial in trials})
     rows = []
     for trial in _evenly(trials):
         own = found.reindex([key for key in trial.stages if key in found.index])
         if len(own):
-            settings = (trial.spec.regularization_weight, trial.spec.pruning_ratio, float(trial.spec.iterations))
-            rows.append((*settings, hypervolume(own["accuracy"], own["flops_kept"])))
-    return _explained("hypervolume of a trial", np.array(rows, dtype=np.float64).reshape(-1, 4), SETTINGS)
+            spec = trial.spec
+            settings = (spec.regularization_weight, spec.pruning_ratio, float(spec.iterations))
+            method = (methods.index(spec.method),)[: len(methods) - 1]
+            rows.append((*settings, *method, hypervolume(own["accuracy"], own["flops_kept"])))
+    names = _names(methods)
+    return _explained("hypervolume of a trial", np.array(rows, dtype=np.float64).reshape(-1, len(names) + 1), names)
 
 
 def importance_for_points(trials: Sequence[TrialRecord], points: pd.DataFrame) -> Importance:
@@ -56,9 +60,21 @@ def importance_for_points(trials: Sequence[TrialRecord], points: pd.DataFrame) -
     cut = points[(points["kind"] == "cut") & points["key"].isin(ended)].dropna(
         subset=["regularization_weight", "pruning_ratio"]
     )
-    columns = ["regularization_weight", "pruning_ratio", "iteration", "accuracy"]
-    table = cut.iloc[even_positions(len(cut), MOST)][columns].to_numpy(dtype=np.float64)
-    return _explained("accuracy of a point", table, SETTINGS)
+    methods = sorted(cut["method"].dropna().unique())
+    columns = ["regularization_weight", "pruning_ratio", "iteration", *["method"][: len(methods) - 1], "accuracy"]
+    coded = cut.assign(method=cut["method"].map({method: at for at, method in enumerate(methods)}))
+    table = coded.iloc[even_positions(len(cut), MOST)][columns].to_numpy(dtype=np.float64)
+    return _explained("accuracy of a point", table, _names(methods))
+
+
+def _names(methods: Sequence[str]) -> tuple[str, ...]:
+    """The settings that are columns of a table; methods by their place, where there are several."""
+    return (*SETTINGS, "method") if len(methods) > 1 else SETTINGS
+
+
+def _alike(settings: Floats) -> Floats:
+    """[samples, 2 or 3] what trials of equal settings share, whatever their iterations."""
+    return np.delete(settings, SETTINGS.index("iterations"), axis=1)
 
 
 def _evenly(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -75,7 +91,7 @@ def _explained(of: str, table: Floats, names: tuple[str, ...]) -> Importance:
     settings, target = table[:, :-1], table[:, -1]
     varied = [len(set(column)) > 1 for column in settings.T]
     nothing: dict[str, float | None] = dict.fromkeys(names)
-    groups = np.unique(settings[:, :2], axis=0, return_inverse=True)[1] if len(table) else np.array([])
+    groups = np.unique(_alike(settings), axis=0, return_inverse=True)[1] if len(table) else np.array([])
     if (pairs := len(set(groups.tolist()))) < LEAST:
         silence = f"{LEAST} different pairs of regularization_weight and pruning_ratio are needed, there are {pairs}"
         return Importance(of=of, samples=len(table), settings=nothing, silence=silence)
@@ -97,7 +113,7 @@ def _held_out(rows: tuple[tuple[float, ...], ...]) -> tuple[float, tuple[float, 
 
     table = np.array(rows)
     settings, target = table[:, :-1], table[:, -1]
-    groups = np.unique(settings[:, :2], axis=0, return_inverse=True)[1]
+    groups = np.unique(_alike(settings), axis=0, return_inverse=True)[1]
     random = np.random.default_rng(0)
     errors = np.zeros(1 + settings.shape[1])  # of what is known, then with each column shuffled
     for fit, held in GroupKFold(FOLDS).split(settings, target, groups):

@@ -149,6 +149,11 @@ class Study:
     def name(self) -> str:
         return self.path.resolve().name
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that made its points."""
+        return tuple(sorted(pc.unique(self._table()["method"]).drop_null().to_pylist()))
+
     def index(self) -> pa.Table:
         """One row for each published stage that can be read, in the order of their keys: the columns of SCHEMA."""
         return self._table()

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.record import TrialRecord
+from orchestrator.record import TrialRecord, setting_of
 
 MAIN = ("regularization_weight", "pruning_ratio", "iterations")
 BUILT_IN = ("torchvision", "timm", "imagefolder")  # what stands before a colon without being a module of the user's
@@ -29,7 +29,7 @@ def other_settings(trials: Sequence[TrialRecord], names: Sequence[str]) -> dict[
         return found
     for trial in trials:
         spec = trial.spec.model_dump(mode="json")
-        values = {name: _inner(spec, name) for name in others}
+        values = {name: setting_of(spec, name) for name in others}
         for key in trial.stages:
             found.setdefault(key, values)
     return found
@@ -38,16 +38,18 @@ def other_settings(trials: Sequence[TrialRecord], names: Sequence[str]) -> dict[
 def space_template(definition: Mapping[str, Any] | None) -> list[str | dict[str, Any]] | None:
     """The search space of a single point, in pieces: text, and {"field": dotted name, "otherwise": value}.
 
-    `otherwise` stands for what the dense model does not have. The fields "low" and "high" are those of iterations.
+    `otherwise` stands for what the dense model does not have; and, where a piece names its "method", for what points of
+    other methods do not have. The fields "low" and "high" are those of iterations.
     None where the study's file does not say what a trial is made of.
     """
     if not definition or not definition.get("trial"):
         return None
     fixed, searched = definition["trial"], definition.get("search", {})
-    values = {**_flat(fixed), **{name: {"field": name, "otherwise": _some(d)} for name, d in searched.items()}}
+    values = {**_flat(fixed), **{name: _varied(name, dimension) for name, dimension in searched.items()}}
     values.pop("iterations", None)
     pieces: list[str | dict[str, Any]] = []
-    for table in (None, *TABLES):
+    of_methods = (name.rpartition(".")[0] for name in sorted(values) if name.count(".") == 2)
+    for table in dict.fromkeys((None, *TABLES, *of_methods)):
         inside = {n: v for n, v in values.items() if (n.rpartition(".")[0] or None) == table}
         lines = {name.rpartition(".")[2]: value for name, value in inside.items() if value is not None}
         if lines:
@@ -79,18 +81,20 @@ def search_command(file: object, storage: object) -> str:
 def _flat(fixed: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in fixed.items() if name not in TABLES}
     for table in TABLES:
-        plain |= {f"{table}.{name}": value for name, value in fixed.get(table, {}).items()}
+        for name, value in fixed.get(table, {}).items():
+            inner = {f".{option}": one for option, one in value.items()} if isinstance(value, dict) else {"": value}
+            plain |= {f"{table}.{name}{rest}": one for rest, one in inner.items()}
     return plain
+
+
+def _varied(name: str, dimension: Mapping[str, Any]) -> dict[str, Any]:
+    of_method = {"method": name.split(".")[1]} if name.count(".") == 2 else {}
+    return {"field": name, "otherwise": _some(dimension), **of_method}
 
 
 def _some(dimension: Mapping[str, Any]) -> Any:
     """Any one value that a dimension can take."""
     return next(iter(dimension.get("values") or dimension.get("choices") or [dimension.get("low")]))
-
-
-def _inner(spec: Mapping[str, Any], name: str) -> Any:
-    table, _, field = name.rpartition(".")
-    return (spec.get(table, {}) if table else spec).get(field)
 
 
 def _toml(value: Any) -> str:

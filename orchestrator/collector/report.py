@@ -121,9 +121,15 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> int:
     Raises InvalidInput for another ending, and where it cannot be written.
     """
     target = Path(path)
-    if target.suffix not in ENDINGS:
-        raise InvalidInput(f"{target}: ends in {target.suffix or 'nothing'!r}; a page ends in {' or '.join(ENDINGS)}")
-    content = html_of(page_data(study)).encode()
+    _check_ending(target)
+    return write_page(html_of(page_data(study)), target)
+
+
+def write_page(text: str, path: str | os.PathLike[str]) -> int:
+    """Writes an HTML file, whole or not at all; returns its bytes. Raises InvalidInput as write_report does."""
+    target = Path(path)
+    _check_ending(target)
+    content = text.encode()
     aside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
         aside.write_bytes(content)
@@ -133,6 +139,11 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return len(content)
+
+
+def _check_ending(target: Path) -> None:
+    if target.suffix not in ENDINGS:
+        raise InvalidInput(f"{target}: ends in {target.suffix or 'nothing'!r}; a page ends in {' or '.join(ENDINGS)}")
 
 
 def _front(points: pd.DataFrame, cost: str) -> list[str]:

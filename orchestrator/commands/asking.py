@@ -1,6 +1,7 @@
 """What a study has found: `orchestrator status | front | best`."""
 
 import shlex
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,11 +66,20 @@ def status(study: StudyName, storage: Storage = RESULTS) -> None:
         print_confirmed(asked, confirmed)
     typer.echo()
     print_heading("Best accuracy within budgets")
-    print_table(
-        ["flops_kept up to", "accuracy"],
-        [[f"{budget:g}", share_text(accuracy)] for budget, accuracy in now.best_at.items()],
-    )
+    columns = {
+        "flops_kept up to": [f"{budget:g}" for budget in now.best_at],
+        "accuracy": [share_text(accuracy) for accuracy in now.best_at.values()],
+        **({"method": _methods_at(asked.points(), now.best_at)} if len(asked.methods) > 1 else {}),
+    }
+    print_table(list(columns), list(zip(*columns.values(), strict=True)))
     _print_remarks(asked, now)
+
+
+def _methods_at(points: "pd.DataFrame", budgets: Iterable[float]) -> list[str]:
+    """Of the most accurate point within each budget of flops_kept; "-" for the dense model, and where there is none."""
+    best_first = points.sort_values(["accuracy", "flops"], ascending=[False, True])
+    within = [best_first["method"][best_first["flops_kept"] <= budget] for budget in budgets]
+    return [str(methods.iloc[0] or "-") if len(methods) else "-" for methods in within]
 
 
 def _facts(now: "Status", confirmed: "pd.DataFrame") -> dict[str, str]:
@@ -124,8 +134,11 @@ def _print_remarks(asked: "Study", now: "Status") -> None:
     if now.failures:
         typer.echo()
         print_heading("Failures", f"tracebacks: {now.path / 'failures'}")
-        shown = ["reason", "message", "regularization_weight", "pruning_ratio", "key"]
-        print_frame(asked.failures(), {name: CELLS.get(name, first_line) for name in shown})
+        failures = asked.failures()
+        several = failures["method"].nunique() > 1 or len(asked.methods) > 1
+        settings = ["method"] * several + ["regularization_weight", "pruning_ratio"]
+        shown = ["reason", "message", *settings, "key"]
+        print_frame(failures, {name: CELLS.get(name, first_line) for name in shown})
 
 
 def front(

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from orchestrator.collector import Study, parse_flops
 from orchestrator.collector.query import format_flops
-from orchestrator.record import InvalidInput, Point, Schedule, TrialRecord, TrialSpec
+from orchestrator.record import InvalidInput, Point, Schedule, TrialRecord, TrialSpec, options_for
+from orchestrator.search.space_methods import matters
 
 APART = 1000  # from the search's seed to the first of a confirmation
 
@@ -111,14 +112,15 @@ def _spec_of(study: Study, point: Point, trial: TrialRecord | None) -> TrialSpec
     )
     own["iterations"] = own.pop("iteration")
     searched = there.get("definition", {}).get("search", {}) if isinstance(there, dict) else {}
-    unknown = [name for name in searched if name not in own]
+    unknown = [name for name in searched if name not in own and matters(str(point.method), name)]
     if not isinstance(fixed, dict) or unknown:
         raise InvalidInput(
             f"{study.path}: point {point.key[:12]} has no record of its trial in trials/, and study.json does not tell "
             + (f"its {unknown[0]}" if unknown else "its settings")
         )
     try:
-        return TrialSpec.model_validate({**fixed, **own})
+        options = options_for(str(point.method), fixed.get("method_options", {}))
+        return TrialSpec.model_validate({**fixed, **own, "method_options": options})
     except ValidationError as error:
         raise InvalidInput(
             f"{study.path / 'study.json'}: damaged (definition.trial: {error.errors()[0]['msg']})"

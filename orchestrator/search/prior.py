@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.collector import Study
-from orchestrator.record import InvalidInput, Option, Record, canonical_json
+from orchestrator.record import InvalidInput, Option, Record, TrialSpec, canonical_json, setting_of
 from orchestrator.search.dimensions import Dimension
 from orchestrator.search.guides import ITERATIONS, OldTrial
 from orchestrator.search.space import SearchSpace
+from orchestrator.search.space_methods import matters
 from orchestrator.search.worth import Found, Front
 from orchestrator.store import StageStore, first_problem
 
@@ -166,13 +167,14 @@ def _plain(row: Any) -> Iterator[Any]:
 
 def _trajectories(study: Study, space: SearchSpace) -> Iterator[Trajectory]:
     for trial, found in found_in(study):
-        yield Trajectory({name: _value(trial.spec, name) for name in space.dimensions}, found)
+        yield Trajectory(dict(_settings(trial.spec, space)), found)
 
 
-def _value(spec: Any, name: str) -> Any:
-    table, _, inner = name.rpartition(".")
-    owner = getattr(spec, table) if table else spec
-    return owner[inner] if isinstance(owner, dict) else getattr(owner, inner)
+def _settings(spec: TrialSpec, space: SearchSpace) -> Iterator[tuple[str, Any]]:
+    """What a trial had of all that varies; of what means nothing to its method, any value of the space."""
+    values = spec.model_dump()
+    for name, dimension in space.dimensions.items():
+        yield name, setting_of(values, name) if matters(spec.method, name) else dimension.ends()[0]
 
 
 def _ranked(tried: Sequence[Trajectory], space: SearchSpace) -> tuple[list[Trajectory], int]:

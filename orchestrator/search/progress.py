@@ -162,8 +162,11 @@ def frontier_table(points: Sequence[Point]) -> Table:
     """The frontier, from the cheapest model to the most accurate one."""
     title = "frontier: validation accuracy; flops are multiply-accumulates at batch 1"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    several = len({point.method for point in points if point.method}) > 1
     for column in ("flops", "flops_kept", "params", "accuracy", "after cut", "weight", "ratio", "iteration"):
         table.add_column(column, justify="right", no_wrap=True)
+    if several:
+        table.add_column("method", no_wrap=True)
     for point in frontier(points):
         weight, ratio = point.regularization_weight, point.pruning_ratio
         table.add_row(
@@ -175,6 +178,7 @@ def frontier_table(points: Sequence[Point]) -> Table:
             "-" if weight is None else f"{weight:.3g}",
             "-" if ratio is None else f"{ratio:.3g}",
             str(point.iteration),
+            *([point.method or "-"] if several else []),
         )
     return table
 

@@ -305,10 +305,11 @@ class Proposals:
         if index < len(self._first):
             return Fixed(self._guided(self._first[index]))
         seed = int.from_bytes(hashlib.sha256(f"{self._space.proposals.seed}:{index}".encode()).digest()[:4], "big")
-        if self._space.size is not None and self._is_stuck():
+        stuck = self._is_stuck()
+        if stuck and self._space.size is not None:
             positions = self._something_new(random.Random(seed))
             return None if positions is None else Fixed(positions)
-        return self._guide.sampler(seed, explore=index < self._explored)
+        return self._guide.sampler(seed, explore=stuck or index < self._explored)
 
     def _is_stuck(self) -> bool:
         latest = self._entries[-PATIENCE:]
@@ -320,7 +321,7 @@ class Proposals:
         assert size is not None
         start = chance.randrange(size)
         for offset in range(size):
-            positions = self._guided(self._positions((start + offset) % size))
+            positions = self._guided(self._space.nth((start + offset) % size))
             spec = self._spec(positions)
             if self._reach.get(_base(spec), 0) < spec.iterations:
                 return positions
@@ -329,15 +330,6 @@ class Proposals:
     def _guided(self, positions: dict[str, Any]) -> dict[str, Any]:
         """With the most iterations, where the guide lets every trial run to the end."""
         return {**positions, **self._most} if self._space.proposals.guide == "gain" else positions
-
-    def _positions(self, rank: int) -> dict[str, Any]:
-        positions = {}
-        for name in self._distributions:
-            dimension = self._space.dimensions[name]
-            assert dimension.size is not None
-            rank, at = divmod(rank, dimension.size)
-            positions[name] = dimension.nth(at)
-        return positions
 
     def _tell(self) -> bool:
         """Tell the next result, if it is there."""

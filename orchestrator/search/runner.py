@@ -21,7 +21,7 @@ from rich.console import Console
 from orchestrator.collector import Study, frontier
 from orchestrator.collector.query import format_flops
 from orchestrator.files import Place, Uri, located
-from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec
+from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec, canonical_json
 from orchestrator.search.binding import STUDY_FILE, bind
 from orchestrator.search.daemons import RayLost, outliving, watched
 from orchestrator.search.dimensions import Choice
@@ -29,7 +29,8 @@ from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.prior import REACHED, Prior, found_in, trials_to
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
-from orchestrator.search.space import Budget, Resources, SearchSpace, check_section
+from orchestrator.search.space import CORNERS, Budget, Resources, SearchSpace, check_section
+from orchestrator.search.space_methods import notes_on
 from orchestrator.search.tracking import About, Following, Tracker
 from orchestrator.search.worth import Front
 from orchestrator.store import StageStore
@@ -125,7 +126,8 @@ def launch(
             from orchestrator import trial
 
             run_trial, check_trial = run_trial or trial.run, check_trial or trial.check
-        notes = dict.fromkeys(note for spec in _representatives(space) for note in check_trial(spec))
+        checked = (note for spec in _representatives(space) for note in check_trial(spec))
+        notes = dict.fromkeys((*notes_on(space.methods, space.dimensions), *checked))
         for note in notes:
             say(console, f"note: {note}")
         store = StageStore(located(storage) / space.name)
@@ -260,8 +262,11 @@ def _representatives(space: SearchSpace) -> Iterator[TrialSpec]:
         dimension.choices if isinstance(dimension, Choice) else dimension.ends()[:1]
         for dimension in space.dimensions.values()
     ]
-    for values in islice(product(*options), CHECKS):
-        yield space.spec(dict(zip(space.dimensions, values, strict=True)))
+    specs = (
+        space.spec(dict(zip(space.dimensions, values, strict=True))) for values in islice(product(*options), CORNERS)
+    )
+    different = {canonical_json(spec): spec for spec in specs}
+    yield from islice(different.values(), CHECKS)
 
 
 def references(specs: Iterable[TrialSpec]) -> set[str]:

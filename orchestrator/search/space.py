@@ -1,7 +1,8 @@
 """Search spaces: a TOML file that fixes some fields of a trial and varies the others, read and checked.
 
 [trial]       fields with one value: those of TrialSpec, with the tables [trial.dense] [trial.sparse]
-              [trial.recovery] [trial.method_options]
+              [trial.recovery] [trial.method_options], and for switches that one method alone has
+              [trial.method_options.NAME OF THE METHOD]
 [search]      fields that vary, laid out in the same way. Each is one of
               { low = 1e-3, high = 1e-1, log = true, grid = 5 }    5 values, evenly spaced on a log scale
               { low = 0.2, high = 0.5, grid = 4 }                  4 values, evenly spaced
@@ -20,7 +21,9 @@
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
+from functools import reduce
 from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -28,9 +31,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, ValidationInfo, model_validator
 
 from orchestrator.collector.query import parse_flops
-from orchestrator.record import InvalidInput, Record, Schedule, Share, TrialSpec
-from orchestrator.search.dimensions import Dimension, parse_dimension
+from orchestrator.record import InvalidInput, Record, Schedule, Share, TrialSpec, options_for
+from orchestrator.search.dimensions import Choice, Dimension, parse_dimension
 from orchestrator.search.messages import FieldError, explain, known, show
+from orchestrator.search.space_methods import METHOD, OPTIONS, WEIGHT, check_methods, has_penalty, is_table, matters
 
 T = TypeVar("T", bound=Record)
 TABLES = ("dense", "sparse", "recovery", "method_options")
@@ -146,14 +150,55 @@ class SearchSpace(Record):
             raise InvalidInput(f"{name}.toml: {error}") from None
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that its trials have."""
+        varied = self.dimensions.get(METHOD)
+        if isinstance(varied, Choice):
+            return tuple(map(str, varied.choices))
+        return (str(self.trial.get(METHOD, TrialSpec.model_fields[METHOD].default)),)
+
+    @property
     def size(self) -> int | None:
         """How many different trials the space holds; None where a field may take any number."""
-        sizes = [dimension.size for dimension in self.dimensions.values()]
-        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+        sizes = [self._size_with(method) for method in self.methods]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def nth(self, rank: int) -> dict[str, Any]:
+        """The positions of one of the `size` different trials."""
+        positions = {name: one.position(one.ends()[0]) for name, one in self.dimensions.items()}
+        methods = iter(self.methods)
+        method = next(methods)
+        while rank >= (size := self._size_with(method) or 0):
+            rank, method = rank - size, next(methods)
+        for name in self.varied_with(method):
+            rank, at = divmod(rank, self.dimensions[name].size or 1)
+            positions[name] = self.dimensions[name].nth(at)
+        return {**positions, METHOD: method} if METHOD in positions else positions
+
+    def varied_with(self, method: str) -> tuple[str, ...]:
+        """The varied fields that tell trials of this method from one another, in the order of their names."""
+        return tuple(name for name in sorted(self.dimensions) if name != METHOD and matters(method, name))
 
     def spec(self, values: Mapping[str, Any]) -> TrialSpec:
-        """The trial with these values of the varied fields, by dotted name."""
-        return TrialSpec.model_validate(_merge(self.trial, values), strict=True)
+        """The trial with these values of the varied fields, by dotted name.
+
+        What means nothing to its method is left out, so that trials which would do the same are the same: options of
+        other methods, and, where it or the method varies, the regularization_weight of a method without a penalty: 0.
+        """
+        spec = self._plain(values)
+        varied = METHOD in self.dimensions or WEIGHT in self.dimensions
+        return spec.model_copy(update={WEIGHT: 0.0}) if varied and not has_penalty(spec.method) else spec
+
+    def _plain(self, values: Mapping[str, Any]) -> TrialSpec:
+        merged = _merge(self.trial, values)
+        method = merged.get(METHOD, TrialSpec.model_fields[METHOD].default)
+        if isinstance(method, str) and isinstance(merged.get(OPTIONS), dict):
+            merged[OPTIONS] = options_for(method, merged[OPTIONS])
+        return TrialSpec.model_validate(merged, strict=True)
+
+    def _size_with(self, method: str) -> int | None:
+        sizes = [self.dimensions[name].size for name in self.varied_with(method)]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
     def corners(self) -> Iterator[TrialSpec]:
         """The trials at the ends of every range and at every choice: no other one can be out of bounds."""
@@ -167,13 +212,20 @@ class SearchSpace(Record):
         Budget and resources are left out, and so is what decides about later proposals alone (the guide, limits,
         stopping), and about confirmations: they may change from one launch to the next.
         """
-        fixed = next(self.corners()).model_dump(mode="json")  # defaults filled in: writing one out changes nothing
+        first = {name: dimension.ends()[0] for name, dimension in self.dimensions.items()}
+        fixed = self._plain(first).model_dump(mode="json")  # defaults filled in: writing one out changes nothing
+        fixed[OPTIONS] = self._fixed_options()
         later = [name for name, default in ADDED_LATER.items() if fixed[name] == default]
         for name in (*self.dimensions, *IN_NO_STUDY, *later):
             _drop(fixed, name)
         searched = {name: dimension.model_dump(mode="json") for name, dimension in self.dimensions.items()}
         proposals = self.proposals.model_dump(mode="json", exclude={"guide"})
         return {"trial": fixed, "search": searched, "proposals": proposals}
+
+    def _fixed_options(self) -> dict[str, Any]:
+        """Without the tables of methods that no trial has."""
+        given = self.trial.get(OPTIONS, {})
+        return {name: value for name, value in given.items() if not isinstance(value, dict) or name in self.methods}
 
 
 def check_section(section: type[T], values: Mapping[str, Any], name: str) -> T:
@@ -208,6 +260,7 @@ def _parse(name: str, raw: dict[str, Any]) -> SearchSpace:
     _check_fixed(fixed, dimensions)
     checked: dict[str, Any] = {s: _section(kind, raw.get(s, {}), s) for s, kind in SECTIONS.items()}
     space = SearchSpace(name=name, trial=fixed, dimensions=dimensions, **checked)
+    check_methods(space.methods, fixed.get(OPTIONS, {}), dimensions)
     if space.limits.max_latency_ms is not None and not (fixed.get("latency_batch") or "latency_batch" in dimensions):
         raise FieldError("limits.max_latency_ms needs trial.latency_batch, the batch whose latency is measured")
     _try_out(space)
@@ -249,9 +302,12 @@ def _fields(table: dict[str, Any], section: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(content, dict):
             raise FieldError(f"{section}.{name} is {show(content)}; it must be a table: [{section}.{name}]")
         for inner, value in content.items():
-            if name != "method_options":
+            if name != OPTIONS:
                 known(inner, Schedule.model_fields, prefix=f"{section}.{name}.")
-            yield f"{name}.{inner}", value
+            if name == OPTIONS and is_table(value, section):
+                yield from ((f"{name}.{inner}.{option}", one) for option, one in value.items())
+            else:
+                yield f"{name}.{inner}", value
 
 
 def _dimensions(table: dict[str, Any]) -> Iterator[tuple[str, Dimension]]:
@@ -260,13 +316,13 @@ def _dimensions(table: dict[str, Any]) -> Iterator[tuple[str, Dimension]]:
 
 
 def _merge(fixed: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {name: dict(content) if name in TABLES else content for name, content in fixed.items()}
+    merged = {name: deepcopy(content) if name in TABLES else content for name, content in fixed.items()}
     for name, value in values.items():
-        table, _, field = name.rpartition(".")
-        (merged.setdefault(table, {}) if table else merged)[field] = value
+        *tables, field = name.split(".")
+        reduce(lambda at, table: at.setdefault(table, {}), tables, merged)[field] = value
     return merged
 
 
 def _drop(nested: dict[str, Any], name: str) -> None:
-    table, _, field = name.rpartition(".")
-    (nested[table] if table else nested).pop(field, None)
+    *tables, field = name.split(".")
+    reduce(lambda at, table: at.get(table, {}), tables, nested).pop(field, None)

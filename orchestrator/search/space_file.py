@@ -5,6 +5,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Any
 
 from orchestrator.record import InvalidInput
@@ -53,8 +54,8 @@ def file_name(study: str) -> str:
 def _nested(searched: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, entry in searched.items():
-        table, _, field = name.rpartition(".")
-        (nested.setdefault(table, {}) if table else nested)[field] = entry
+        *tables, field = name.split(".")
+        reduce(lambda at, table: at.setdefault(table, {}), tables, nested)[field] = entry
     return nested
 
 

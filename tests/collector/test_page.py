@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import Study
 from orchestrator.collector import page
-from orchestrator.collector.page import SCRIPTS, html_of, json_for_html, policy
+from orchestrator.collector.page import COMPARISON_SCRIPTS, SCRIPTS, html_of, json_for_html, policy
 from orchestrator.collector.report import page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--\u2028$name"
@@ -66,10 +66,12 @@ def test_what_is_no_json_is_refused() -> None:
 
 def test_every_script_is_put_into_the_page() -> None:
     folder = files(page.__name__).joinpath("script")
-    assert sorted(SCRIPTS) == sorted(one.name for one in folder.iterdir() if one.name.endswith(".js"))
+    assert sorted({*SCRIPTS, *COMPARISON_SCRIPTS}) == sorted(
+        one.name for one in folder.iterdir() if one.name.endswith(".js")
+    )
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", sorted({*SCRIPTS, *COMPARISON_SCRIPTS}))
 def test_scripts_make_elements_never_html(name: str) -> None:
     text = files(page.__name__).joinpath("script", name).read_text("utf-8")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\bvar ", text)

@@ -125,9 +125,10 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
 
 def _path(spec: TrialSpec) -> list[tuple[str | None, StageKind, dict[str, object]]]:
     stages: list[tuple[str | None, StageKind, dict[str, object]]] = [(None, "dense", {"model": spec.model})]
+    method = {} if spec.method == "oicsr" else {"method": spec.method}
     for _ in range(spec.iterations):
         stages.append((stage_key(*stages[-1]), "sparse", {"weight": spec.regularization_weight}))
-        stages.append((stage_key(*stages[-1]), "cut", {"ratio": spec.pruning_ratio}))
+        stages.append((stage_key(*stages[-1]), "cut", {"ratio": spec.pruning_ratio, **method}))
     return stages
 
 
@@ -180,7 +181,7 @@ def _asked(spec: TrialSpec, option: str) -> bool:
 
 def _point(spec: TrialSpec, iteration: int, key: str) -> Point:
     kept = (1 - spec.pruning_ratio) ** iteration
-    peak = math.exp(-((math.log10(spec.regularization_weight) + 2) ** 2))
+    peak = math.exp(-((math.log10(spec.regularization_weight or 1e-4) + 2) ** 2))
     settings = {"regularization_weight": spec.regularization_weight, "pruning_ratio": spec.pruning_ratio}
     return Point(
         key=key,

@@ -28,6 +28,7 @@ SCRIPTS = (  # one after the other they are one module: strict, and nothing of i
     "live.js",
     "main.js",
 )
+COMPARISON_SCRIPTS = ("elements.js", "figures.js", "axes.js", "overlay.js", "comparison.js")
 ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
@@ -44,9 +45,25 @@ def html_of(data: dict[str, Any], *, live: bool = False) -> str:
     )
 
 
+def comparison_html(data: dict[str, Any]) -> str:
+    """The page of comparison_page.comparison_data()."""
+    template, style, script = _parts("comparison.html", ("page.css", "comparison.css"), COMPARISON_SCRIPTS)
+    return Template(template).substitute(
+        name=html.escape(", ".join(str(line["name"]) for line in data["lines"])),
+        policy=html.escape(_policy(style, script, live=False)),
+        style=style,
+        script=script,
+        data=json_for_html(data),
+    )
+
+
 def policy(*, live: bool) -> str:
     """The content security policy of the page."""
     _, style, script = _parts()
+    return _policy(style, script, live=live)
+
+
+def _policy(style: str, script: str, *, live: bool) -> str:
     rules = {
         "default-src": "'none'",
         "script-src": _digest(script),
@@ -66,11 +83,14 @@ def json_for_html(data: Any) -> str:
 
 
 @cache
-def _parts() -> tuple[str, str, str]:
+def _parts(
+    template: str = "page.html", styles: tuple[str, ...] = ("page.css",), scripts: tuple[str, ...] = SCRIPTS
+) -> tuple[str, str, str]:
     """Template, style and script, as they are packaged."""
     here = files(__name__)
-    script = "\n".join(here.joinpath("script", name).read_text("utf-8") for name in SCRIPTS)
-    return here.joinpath("page.html").read_text("utf-8"), here.joinpath("page.css").read_text("utf-8"), script
+    style = "".join(here.joinpath(name).read_text("utf-8") for name in styles)
+    script = "\n".join(here.joinpath("script", name).read_text("utf-8") for name in scripts)
+    return here.joinpath(template).read_text("utf-8"), style, script
 
 
 def _digest(text: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from orchestrator.record import Option, Point, TrialRecord, TrialSpec, canonical_json
+from orchestrator.record import Option, Point, TrialRecord, TrialSpec, canonical_json, setting_of
 from orchestrator.store import StageStore
 
 SETTINGS = ("method", "regularization_weight", "pruning_ratio", "iterations", "model", "dataset", "seed")
@@ -113,8 +113,7 @@ def settings_of(spec: TrialSpec, about: About) -> Mapping[str, Option]:
     everything = spec.model_dump()
     found = {name: everything[name] for name in SETTINGS}
     for name in about.varied:
-        table, _, inner = name.rpartition(".")
-        found.setdefault(name, everything[table].get(inner) if table else everything[name])
+        found.setdefault(name, setting_of(everything, name))
     return {name: value for name, value in found.items() if value is not None}
 
 

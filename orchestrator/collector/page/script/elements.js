@@ -72,6 +72,35 @@ function command(text) {
     return element("div", { class: "command" }, element("pre", { tabindex: "0" }, text), button);
 }
 
+/** A table without anything to press. Columns of figures stand right. */
+function plainTable(head, rows, texts = []) {
+    const align = (nth) => (nth === 0 ? null : texts.includes(nth) ? "text" : "number");
+    return element(
+        "table",
+        {},
+        element(
+            "thead",
+            {},
+            element(
+                "tr",
+                {},
+                head.map((name, nth) => element("th", { scope: "col", class: align(nth) }, name)),
+            ),
+        ),
+        element(
+            "tbody",
+            {},
+            rows.map((row) =>
+                element(
+                    "tr",
+                    {},
+                    row.map((cell, nth) => element("td", { class: align(nth) }, cell)),
+                ),
+            ),
+        ),
+    );
+}
+
 async function copy(text, button) {
     try {
         await navigator.clipboard.writeText(text);

@@ -92,14 +92,17 @@ function importanceOf({ of, samples, explained, settings, silence }) {
 
 function showTroubles({ data }) {
     const { failures, stopped, frozen, state } = data;
+    const several = new Set([...data.study.methods, ...failures.map(({ method }) => method)]).size > 1;
+    const settings = ["regularization_weight", "pruning_ratio"];
     const parts = [
         failures.length
             ? troubleTable(
                   "Failures",
-                  ["reason", "message", "regularization_weight", "pruning_ratio", "stage"],
+                  ["reason", "message", ...(several ? ["method"] : []), ...settings, "stage"],
                   failures.map((one) => [
                       one.reason,
                       one.message,
+                      ...(several ? [one.method] : []),
                       numberText(one.regularization_weight),
                       numberText(one.pruning_ratio),
                       one.key.slice(0, 8),

@@ -111,7 +111,7 @@ function pointSettings(study, point) {
     const after = columns.accuracy_after_cut[point];
     return pairs("pairs", [
         ...(columns.kind[point] === "dense" ? [] : settingsOf(study, point)),
-        ["method", columns.method[point]],
+        study.data.study.methods.length > 1 ? ["method", null] : ["method", columns.method[point]],
         ["seed", numberText(columns.seed[point])],
         ["accuracy_after_cut", after === null ? null : shareText(after)],
         [
@@ -153,35 +153,6 @@ function deviated(row) {
     const deviation = row.test_accuracy_deviation;
     const mean = shareText(row.test_accuracy_mean);
     return deviation === null || deviation === undefined ? mean : `${mean} ± ${deviation.toFixed(4)}`;
-}
-
-/** A table without anything to press. Columns of figures stand right. */
-function plainTable(head, rows, texts = []) {
-    const align = (nth) => (nth === 0 ? null : texts.includes(nth) ? "text" : "number");
-    return element(
-        "table",
-        {},
-        element(
-            "thead",
-            {},
-            element(
-                "tr",
-                {},
-                head.map((name, nth) => element("th", { scope: "col", class: align(nth) }, name)),
-            ),
-        ),
-        element(
-            "tbody",
-            {},
-            rows.map((row) =>
-                element(
-                    "tr",
-                    {},
-                    row.map((cell, nth) => element("td", { class: align(nth) }, cell)),
-                ),
-            ),
-        ),
-    );
 }
 
 function path(app) {
@@ -295,7 +266,9 @@ function spaceOf(study, point) {
         if (piece.field in bounds) return String(bounds[piece.field]);
         const known = (columns[piece.field] ?? data.points.others[piece.field])?.[point];
         if (known !== null && known !== undefined) return JSON.stringify(known);
-        return columns.kind[point] === "dense" ? JSON.stringify(piece.otherwise) : null;
+        const method = columns.method[point]; // null of the dense model
+        const means = method !== null && (piece.method ?? method) === method;
+        return means ? null : JSON.stringify(piece.otherwise);
     });
     return values.includes(null) ? null : values.join("");
 }

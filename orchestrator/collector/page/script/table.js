@@ -14,6 +14,7 @@ function tableColumns({ columns, data }) {
             ? { name: "latency_ms", text: (value) => (value === null ? NONE : value.toPrecision(4)) }
             : null,
         { name: "params", text: countText },
+        data.study.methods.length > 1 ? { name: "method", text: numberText } : null,
         ...SETTINGS.map((name) => ({ name, text: numberText })),
         ...Object.keys(data.points.others).map((name) => ({
             name,
