@@ -8,14 +8,12 @@ from pydantic import ValidationError
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
-from orchestrator.methods.uniform import UNIFORM
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
     "oicsr": OICSR,
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
-    "uniform": UNIFORM,
 }
 
 
