@@ -42,6 +42,7 @@ from orchestrator.training.datasets import load
 # The methods' own switches, where the defaults are not what is to be compared.
 OPTIONS: dict[str, dict[str, Option]] = {}
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+GRID_SCALES = {"feature_flow": 100.0}  # its penalty is a mean over features, not a sum over channels
 KEPT = (0.7, 0.5, 0.3)
 SIZES: dict[str, tuple[Arena, ...]] = {
     "cores": (
@@ -52,6 +53,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             model="cifarnet",
             dataset="small_pictures:fashion_part",
             epochs=(6, 3, 3),
+            episodes=150,
         ),
         Arena(
             name="resnet20",
@@ -60,6 +62,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             model="resnet20",
             dataset="small_pictures:cifar_part",
             epochs=(6, 3, 3),
+            episodes=150,
         ),
     ),
     "full": (
@@ -69,6 +72,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             model="cifarnet",
             dataset="fashion_mnist",
             epochs=(10, 5, 5),
+            episodes=300,
             batch_size=128,
         ),
         Arena(
@@ -78,16 +82,25 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             model="resnet20",
             dataset="cifar10_jpeg",
             epochs=(20, 10, 10),
+            episodes=300,
             batch_size=128,
             augmentation="crop_flip",
         ),
     ),
     "quick": tuple(
-        Arena(name=name, title=f"{title} on scikit-learn's digits", model=name, dataset="digits", epochs=(2, 1, 1))
+        Arena(
+            name=name,
+            title=f"{title} on scikit-learn's digits",
+            model=name,
+            dataset="digits",
+            epochs=(4, 2, 2),
+            episodes=12,
+        )
         for name, title in (("cifarnet", "CifarNet"), ("resnet20", "ResNet-20"))
     ),
 }
 PENALTY_COST = 1.3  # a step with a penalty, over one without: an estimate
+EPISODE_COST = 0.15  # of a teaching, as a share of an epoch: an estimate
 NARROW_COST = 0.45  # of a step, what does not shrink with flops_kept: measured on CifarNet and ResNet-20
 
 
@@ -124,6 +137,8 @@ class Course:
             data_root=given.data_root,
             device=given.device,
             iterations=given.iterations,
+            group_cap=given.group_cap,
+            kept=tuple(given.kept),
             options={name: {**OPTIONS.get(name, {}), **made.get(name, {})} for name in given.methods},
         )
 
@@ -132,11 +147,14 @@ class Course:
         """Seconds of an epoch of the whole network."""
         return jobs.epoch_seconds(self.setup)
 
+    def grid(self, method: str) -> tuple[float, ...]:
+        """The weights that are tried; none without a penalty."""
+        scale = GRID_SCALES.get(method, 1.0)
+        return () if METHODS[method].penalty is None else tuple(scale * weight for weight in self.given.grid)
+
     def weight(self, method: str, kept: float) -> float:
         """The grid's best for this method: by validation with the first seed. 0 without a penalty."""
-        if METHODS[method].penalty is None:
-            return 0.0
-        grid = self.given.grid
+        grid = self.grid(method) or (0.0,)
         tried = {weight: self.walked.get(Job(method=method, weight=weight, kept=kept, seed=0)) for weight in grid}
         found = {weight: walked.after for weight, walked in tried.items() if walked and walked.failure is None}
         # nothing known yet: as if each flops_kept had another one, which costs most
@@ -159,41 +177,42 @@ class Course:
         return [self.dense_tasks, self.first_tasks, self.other_tasks, self.test_tasks, self.control_tasks]
 
     def dense_tasks(self) -> Iterator[Task]:
-        method = next(name for name in self.given.methods if name not in PREPARATIONS) if self.given.methods else ""
         for seed in range(self.given.seeds):
-            job = Job(method=method, weight=0.0, kept=self.given.kept[0], seed=seed)
-            yield self._task(
-                f"dense, seed {seed}", self.training(dense=True), jobs.begin, (job,), _put(self.dense, seed)
-            )
-        for name in self.given.methods:
-            if name in PREPARATIONS:
-                # taught on a dense network of its own
-                yield self._task(
-                    f"{name}: its preparation", self.epoch, jobs.prepare, (name,), _put(self.prepared, name)
-                )
+            job = Job(method="filter_norm", weight=0.0, kept=self.given.kept[0], seed=seed)  # any method: none acts yet
+            seconds = self.training(dense=True)
+            yield self._task(f"dense, seed {seed}", seconds, jobs.begin, (job,), _put(self.dense, seed))
 
     def first_tasks(self) -> Iterator[Task]:
-        """All seeds of methods without a penalty; the grid of the others, with the first seed."""
-        given, shared = self.given, False
-        for name in self._ready(penalised=False):
-            for seed in range(given.seeds):
+        """Preparations; all seeds of methods without a penalty; the grid of the others, with the first seed."""
+        for name in filter(PREPARATIONS.__contains__, self.given.methods):
+            seconds = EPISODE_COST * self.epoch * self.arena.episodes
+            yield self._task(f"{name}: preparation", seconds, jobs.prepare, (name,), _put(self.prepared, name))
+        plain = [name for name in self.given.methods if not self.grid(name) and name not in PREPARATIONS]
+        yield from self._plain_walks(plain, shared=False)
+        for name in self.given.methods:
+            for weight in self.grid(name):
                 yield self._walk(
-                    [Job(method=name, weight=0.0, kept=k, seed=seed) for k in given.kept], sparse=not shared
+                    [Job(method=name, weight=weight, kept=k, seed=0) for k in self.given.kept], sparse=True
                 )
-            shared = True
-        for name in self._ready(penalised=True):
-            for weight in given.grid:
-                yield self._walk([Job(method=name, weight=weight, kept=k, seed=0) for k in given.kept], sparse=True)
 
     def other_tasks(self) -> Iterator[Task]:
-        """The other seeds of penalised methods; trials of one weight share their sparse stage."""
-        for name in self._ready(penalised=True):
+        """Methods that had to be prepared; the other seeds of penalised ones: those of one weight share a stage."""
+        prepared = [name for name in self.given.methods if name in PREPARATIONS]
+        yield from self._plain_walks([n for n in prepared if not isinstance(self.prepared.get(n), str)], shared=True)
+        for name in filter(self.grid, self.given.methods):
             for seed in range(1, self.given.seeds):
                 by_weight = defaultdict(list)
                 for kept in self.given.kept:
                     by_weight[self.weight(name, kept)].append(self.job(name, kept, seed))
                 for together in by_weight.values():
                     yield self._walk(together, sparse=True)
+
+    def _plain_walks(self, methods: list[str], *, shared: bool) -> Iterator[Task]:
+        """All seeds of methods without a penalty, seed after seed: the next method then finds the sparse stages."""
+        for number, name in enumerate(methods):
+            for seed in range(self.given.seeds):
+                together = [Job(method=name, weight=0.0, kept=kept, seed=seed) for kept in self.given.kept]
+                yield self._walk(together, sparse=number == 0 and not shared)
 
     def test_tasks(self) -> Iterator[Task]:
         for job in self._measurable(self.given.methods):
@@ -211,11 +230,6 @@ class Course:
             epochs = (dense + sparse + recovery * job.kept) / job.kept
             seconds = epochs * self.epoch * _share(job.kept)
             yield self._task(label, seconds, jobs.scratch, (job, stages), _put(self.controls, job))
-
-    def _ready(self, *, penalised: bool) -> list[str]:
-        """Methods of one kind, without those whose preparation failed."""
-        named = [name for name in self.given.methods if (METHODS[name].penalty is not None) == penalised]
-        return [name for name in named if not isinstance(self.prepared.get(name), str)]
 
     def _measurable(self, methods: Iterable[str]) -> list[Job]:
         given = self.given
@@ -345,6 +359,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--iterations", type=int, default=1, help="cuts, with sparse and recovery training each")
+    parser.add_argument("--group-cap", type=float, default=0.75, help="largest share of a group that a cut may take")
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--work", default="results/side_by_side", type=Path)
     parser.add_argument("--device")

@@ -6,6 +6,7 @@ Every function takes a Setup and a Job, looks up what is there, and says whether
 import json
 import multiprocessing
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,17 @@ from typing import Any
 
 import torch
 
-from orchestrator import trial
+from orchestrator import network, trial
 from orchestrator.network.architectures import build
 from orchestrator.record import ArmSpec, Measured, Option, Outcome, Point, Schedule, TrialSpec
 from orchestrator.store import POINT_FILE, TESTED_FILE, StageStore, write_record
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate, fit
-from orchestrator.training.splits import Split
+from orchestrator.training.splits import DataSet, Split
+from orchestrator.trial.networks import CALIBRATION_BATCH, CALIBRATION_BATCHES, example_of
 
-GROUP_CAP = 0.9  # one iteration may have to go down to flops_kept 0.3
 RATES = (0.1, 0.05, 0.02)  # peaks of dense, sparse and recovery training
+AGENT_FILE = "agent.safetensors"
 TIMED = 512  # pictures that an epoch's seconds are estimated from
 
 
@@ -39,6 +41,7 @@ class Arena:
     model: str
     dataset: str
     epochs: tuple[int, int, int]  # dense, sparse in each iteration, recovery in each iteration
+    episodes: int  # of a teaching, for the method that is taught
     batch_size: int = 64
     augmentation: str = "none"
 
@@ -52,6 +55,8 @@ class Setup:
     data_root: str
     device: str
     iterations: int
+    group_cap: float
+    kept: tuple[float, ...]
     options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
 
     @property
@@ -110,8 +115,27 @@ class Done:
     seconds: float
 
 
-# What must be made before a method's first trial: a function of the setup and an empty folder that stays.
-PREPARATIONS: dict[str, Callable[[Setup, Path], Prepared]] = {}
+def taught_agent(setup: Setup, folder: Path) -> Prepared:
+    """One agent for all trials of an arena, taught on the dense network of its first seed, for all rates at once.
+
+    Counted are forward passes alone, as nothing is trained but the agent: in each episode the cut network sees the
+    pictures that its reward is measured on, and the calibration pictures of its repair and of its norms' statistics.
+    """
+    from orchestrator.training.held_out import held_out
+    from orchestrator.trial.teaching import Lesson, teach
+
+    rates = tuple(sorted(kept ** (1 / setup.iterations) for kept in setup.kept))
+    lesson = Lesson(rates=rates, episodes=setup.arena.episodes, group_cap=setup.group_cap)
+    spec, file = spec_of(setup, Job(method="filter_norm", weight=0.0, kept=setup.kept[0], seed=0)), folder / AGENT_FILE
+    teach(spec, setup.store, file, lesson, device=setup.device)
+    data = load(spec.dataset, root=spec.data_root)
+    pictures = len(held_out(data).validation) + 2 * CALIBRATION_BATCH * CALIBRATION_BATCHES
+    forward = dense_flops(setup, data) * statistics.mean(rates) * pictures
+    return Prepared(options={"agent": str(file)}, train_flops=round(forward * setup.arena.episodes))
+
+
+# What must be made before a method's first trial: a function of the setup and a folder that stays.
+PREPARATIONS: dict[str, Callable[[Setup, Path], Prepared]] = {"conditional_agent": taught_agent}
 
 
 def end_with_parent() -> None:
@@ -155,7 +179,7 @@ def spec_of(setup: Setup, job: Job) -> TrialSpec:
         regularization_weight=job.weight,
         pruning_ratio=1 - job.kept ** (1 / setup.iterations),
         iterations=setup.iterations,
-        group_cap=GROUP_CAP,
+        group_cap=setup.group_cap,
         seed=job.seed,
         dense=dense,
         sparse=sparse,
@@ -226,12 +250,18 @@ def _write(file: Path, record: Tested | Prepared) -> None:
     aside.replace(file)
 
 
+def dense_flops(setup: Setup, data: DataSet) -> int:
+    """Of the whole network."""
+    model = build(setup.arena.model, classes=data.classes, input_shape=data.input_shape, seed=0)
+    return network.measure(model, example_of(data)).flops
+
+
 def _measured(setup: Setup, spec: TrialSpec, key: str) -> Tested:
     point = setup.store.point(key)
     data = load(spec.dataset, root=spec.data_root)
 
-    def on_test(network: trial.Network) -> float:
-        return evaluate(network.model, data, "test", device=setup.device).accuracy
+    def on_test(found: trial.Network) -> float:
+        return evaluate(found.model, data, "test", device=setup.device).accuracy
 
     before = on_test(trial.replay_cut(spec, setup.store, key, device=setup.device)) if point.kind == "cut" else None
     return Tested(

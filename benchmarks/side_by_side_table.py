@@ -145,8 +145,7 @@ def weights_table(course: "Course") -> Iterator[str]:
         Job(method=name, weight=weight, kept=kept, seed=0)
         for kept in given.kept
         for name in given.methods
-        if METHODS[name].penalty is not None
-        for weight in given.grid
+        for weight in course.grid(name)
     ]
     if not tried:
         return

@@ -1,8 +1,10 @@
 """Every benchmark runs, here on the smallest setting that prints a table."""
 
+import argparse
 import importlib
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.methods import METHODS
+from orchestrator.record import Stage
 from orchestrator.search import SearchSpace
+from orchestrator.store import StageStore
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -87,24 +92,132 @@ def test_penalty_says_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert run("penalty", code=2) == ["error: this compares with Torch-Pruning: pip install -e '.[bench]'"]
 
 
-def test_methods_are_compared_at_the_same_flops(run: Run, tmp_path: Path) -> None:
-    setting = "--dataset digits --epochs 1 1 1 --seeds 1 --grid 0.01 --kept 0.5 --processes 1"
-    rows = run("methods", *setting.split(), "--work", str(tmp_path / "work"))
-    searched, compared = rows[2:4], rows[6:]
-    assert [cells(row)[:3] for row in searched] == [
-        [name, "0.5", "0.01"] for name in ("oicsr", "separated_group_lasso")
-    ]
-    assert [cells(row)[0] for row in compared] == ["oicsr", "separated_group_lasso", "filter_norm"]
-    for row in compared:
-        _, kept, _, without, recovered, train_flops = cells(row)
-        assert 0.45 < float(kept) <= 0.5
-        assert re.fullmatch(r"\d+\.\d\d %", without)
-        assert re.fullmatch(r"\d+\.\d\d %", recovered)
-        assert float(train_flops) > 1e9
+# -- side_by_side -----------------------------------------------------------------------------------------------------
+
+TINY = "--quick --networks cifarnet --kept 0.5 --seeds 2 --grid 0.003 0.01 --processes 1"
+THREE = ("oicsr", "separated_group_lasso", "filter_norm")
 
 
-def test_methods_name_the_data_that_is_missing(run: Run, tmp_path: Path) -> None:
-    (complaint,) = run("methods", "--data-root", str(tmp_path), code=2)
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("side_by_side")
+
+
+def test_side_by_side_goes_on_where_it_was_killed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*TINY.split(), "--only", *THREE, "--work", str(tmp_path)]
+    command = [sys.executable, str(BENCHMARKS / "side_by_side.py"), *asked]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if line.startswith("["))
+        process.kill()
+    assert re.fullmatch(r"\[1\] cifarnet: dense, seed 0: \d+ s; about .* left\n", told)
+    store = StageStore(tmp_path / "quick" / "cifarnet" / "trials")
+    before = {stage.key: stage.created for stage in store.stages()}
+    assert before
+    rows = run("side_by_side", *asked)
+    assert {key: store.stage(key).created for key in before} == before
+    header, _, dense, *found = rows[:7]
+    names = [*THREE, "scratch, widths of oicsr"]
+    assert [cells(row)[0] for row in found] == names
+    for row in map(cells, found):
+        cell = dict(zip(cells(header), row, strict=True))
+        assert cell["flops_kept"] == "0.5"
+        assert 0.45 < float(cell["reached"]) <= 0.5
+        assert re.fullmatch(r"\d+\.\d\d \+- \d+\.\d\d %", cell["test, after recovery"])
+        assert re.fullmatch(r"\d+\.\d\d \+- \d+\.\d\d %|-", cell["test, before recovery"])
+    spent = [float(cells(row)[6]) for row in found]
+    assert max(spent[:3]) / min(spent[:3]) < 1.02
+    assert max(spent) / min(spent) < 1.1  # scratch controls train for whole epochs
+    assert cells(dense)[:4] == ["dense", "-", "1.000", "-"]
+    assert len(rows) == 7 + 2 + 4  # the grid: two weights of two methods
+    assert run("side_by_side", *asked) == rows
+    assert "left" not in capsys.readouterr().err  # all was looked up
+
+
+def test_side_by_side_shows_what_failed_and_what_a_preparation_cost(
+    run: Run, side_by_side: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(setup: Any, folder: Path) -> Any:
+        raise ValueError("nobody taught\nme")
+
+    def made(setup: Any, folder: Path) -> Any:
+        return side_by_side.Prepared(options={"scale": "group_mean"}, train_flops=1234)
+
+    asked = (*TINY.split(), "--only", "filter_norm", "--seeds", "1", "--scratch", "--work", str(tmp_path))
+    monkeypatch.setitem(side_by_side.PREPARATIONS, "filter_norm", refused)
+    *_, row = run("side_by_side", *asked)
+    assert cells(row) == ["filter_norm", "0.5", "-", "-", "-", "- (1 failed)", "-", "-"]
+    monkeypatch.setitem(side_by_side.PREPARATIONS, "filter_norm", made)
+    *_, row = run("side_by_side", *asked)
+    assert cells(row)[-1] == "1.23e+03"
+    (spec,) = {stage.parameters["method"]["options"]["scale"] for stage in stages_of_cuts(tmp_path)}
+    assert spec == "group_mean"
+
+
+def stages_of_cuts(work: Path) -> list[Stage]:
+    return [stage for stage in StageStore(work / "quick" / "cifarnet" / "trials").stages() if stage.kind == "cut"]
+
+
+def course_of(side_by_side: Any, **given: Any) -> Any:
+    options = {"methods": THREE, "scratch": ["oicsr"], "kept": [0.5], "seeds": 3, "grid": [0.1, 0.2], "iterations": 1}
+    return side_by_side.Course(arena=side_by_side.SIZES["quick"][0], given=argparse.Namespace(**options, **given))
+
+
+def test_side_by_side_says_mean_deviation_and_reasons(side_by_side: Any) -> None:
+    course = course_of(side_by_side)
+    make_job, tested = side_by_side.Job, side_by_side.Tested
+    for weight, after, failure in ((0.1, 0.7, None), (0.2, 0.6, None)):
+        job = make_job(method="oicsr", weight=weight, kept=0.5, seed=0)
+        course.walked[job] = side_by_side.Walked(before=0.5, after=after, failure=failure)
+    for seed, after in enumerate((0.8, 0.9, 1.0)):
+        job = make_job(method="oicsr", weight=0.1, kept=0.5, seed=seed)
+        course.tested[job] = tested(before=0.6, after=after, flops_kept=0.49, train_flops=100 + seed)
+    failed = make_job(method="filter_norm", weight=0.0, kept=0.5, seed=2)
+    course.walked[failed] = side_by_side.Walked(failure="diverged: the loss\nis | nan")
+    course.controls[course.job("oicsr", 0.5, 1)] = "out_of_memory: no"
+    lines = list(side_by_side.table(course))
+    rows = [cells(line) for line in lines if line.startswith("|")]
+    assert rows[3] == ["oicsr", "0.5", "0.490", "0.1", "60.00 +- 0.00 %", "90.00 +- 10.00 %", "101", "-"]
+    assert rows[4][3:6] == ["0.1", "-", "- (3 not run)"]
+    assert rows[5][5] == "- (1 failed, 2 not run)"
+    assert rows[6][0] == "scratch, widths of oicsr"
+    assert rows[6][5] == "- (1 failed, 2 not run)"
+    assert "At flops_kept 0.5 the methods' train_flops differ by 2.0% at most." in lines
+    assert "- filter_norm at 0.5, seed 2: diverged: the loss is | nan" in lines
+    assert "- scratch, oicsr at 0.5, seed 1: out_of_memory: no" in lines
+    grid = [cells(line) for line in side_by_side.weights_table(course) if line.startswith("|")][2:]
+    assert grid[0] == ["oicsr", "0.5", "0.1", "50.00 %", "70.00 %", "yes"]
+    assert grid[1] == ["oicsr", "0.5", "0.2", "50.00 %", "60.00 %", ""]
+    assert grid[2][3:] == ["not run", "not run", ""]
+
+
+def test_side_by_side_stops_when_its_budget_is_spent(run: Run, tmp_path: Path) -> None:
+    asked = (*TINY.split(), "--only", "filter_norm", "--work", str(tmp_path), "--budget-hours", "0")
+    *_, complaint = run("side_by_side", *asked, code=1)
+    assert complaint == "The budget was spent before the end; the same command goes on from here."
+    assert not list(StageStore(tmp_path / "quick" / "cifarnet" / "trials").stages())
+
+
+def test_side_by_side_estimates_and_trains_nothing(run: Run, tmp_path: Path) -> None:
+    header, _, row = run("side_by_side", *TINY.split(), "--work", str(tmp_path), "--estimate")
+    hours = dict(zip(cells(header), cells(row), strict=True))
+    assert hours["network"] == "cifarnet"
+    parts = [float(hour) for name, hour in hours.items() if name.endswith(", h")]
+    assert sum(parts[:-1]) == pytest.approx(parts[-1], abs=0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_side_by_side_covers_every_method_that_there_is(side_by_side: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["side_by_side.py"])
+    given = side_by_side.parsed()
+    assert given.methods == list(METHODS)
+    assert (given.size, given.seeds, given.device, given.scratch) == ("cores", 3, "cpu", ["oicsr"])
+    assert given.kept == [0.7, 0.5, 0.3]
+
+
+def test_side_by_side_names_the_data_that_is_missing(run: Run, tmp_path: Path) -> None:
+    (complaint,) = run("side_by_side", "--data-root", str(tmp_path), code=2)
     assert complaint.startswith(f"error: data set fashion_mnist: {tmp_path}/FashionMNIST/raw/")
 
 

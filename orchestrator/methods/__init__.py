@@ -16,7 +16,6 @@ from orchestrator.methods.pfec import PFEC
 from orchestrator.methods.random_scores import RANDOM
 from orchestrator.methods.slimming import SLIMMING
 from orchestrator.methods.taylor import TAYLOR
-from orchestrator.methods.uniform import UNIFORM
 from orchestrator.record import InvalidInput, Option
 
 METHODS: dict[str, Method] = {
@@ -25,7 +24,6 @@ METHODS: dict[str, Method] = {
     "filter_norm": FILTER_NORM,
     "compensation": COMPENSATION,
     "feature_flow": FEATURE_FLOW,
-    "uniform": UNIFORM,
     "pfec": PFEC,
     "slimming": SLIMMING,
     "taylor": TAYLOR,
