@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from orchestrator.methods.agent import CONDITIONAL_AGENT
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
@@ -14,6 +15,7 @@ METHODS: dict[str, Method] = {
     "oicsr": OICSR,
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
+    "conditional_agent": CONDITIONAL_AGENT,
 }
 
 

@@ -75,6 +75,9 @@ class Method:
     penalty: given a subject and a regularization_weight > 0, a context in which its Penalty acts; hooks on the model
     are gone when it closes. None: the method trains without one, and regularization_weight means nothing to it.
     repair_: makes up for what the cut lost, on the cut model in place, given the subject before the cut and the plan.
+    fingerprint: for options that name files, what stands for them in a stage's key in place of their paths; raises
+    InvalidInput for a file that is missing. check: raises InvalidInput for options that do not go with a network;
+    its subject has no weights and no calibration.
     version: goes up with every change of the method's results, so that no stage of an older one is taken for its own.
     """
 
@@ -85,6 +88,8 @@ class Method:
     options: type[Options] = Options
     penalty: Callable[[Subject, float], AbstractContextManager[Penalty]] | None = None
     repair_: Callable[[nn.Module, Subject, Plan], None] | None = None
+    fingerprint: Callable[[Any], dict[str, str]] | None = None
+    check: Callable[[Subject], None] | None = None
 
 
 def by_score(score: Score) -> Choose:

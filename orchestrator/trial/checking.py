@@ -36,6 +36,8 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
     subject = Subject(
         model=nn.Identity(), coupling=coupling, options=setting.options, calibration=lambda: (), seed=spec.seed
     )
+    if setting.method.check is not None:
+        setting.method.check(subject)
     _check_budget(spec, coupling, subject.prunable())
     whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in found.frozen)
     return tuple(f"{spec.model}: {note}" for note in (*coupling.notes, *whole))
