@@ -14,10 +14,12 @@ from orchestrator.commands.keeping import gc, ls, merge, rm
 from orchestrator.commands.reporting import plot, report, watch
 from orchestrator.commands.rerunning import rerun
 from orchestrator.commands.searching import search
+from orchestrator.commands.teaching import teach
 from orchestrator.record import InvalidInput
 
 COMMANDS = (  # in the order that --help has
     search,
+    teach,
     rerun,
     status,
     front,

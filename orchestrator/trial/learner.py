@@ -1,0 +1,181 @@
+"""What an agent learns with: stable-baselines3's TD3, or DDPG as the source has it; the episodes are run elsewhere.
+
+The library keeps networks, optimisers, memory and updates. Episodes are our own loop (teaching.py), because the reward
+of the last step is given to every step of its episode, and because a teaching that was killed must end as it would
+have. All that is random comes from the caller's seed: see `seeded`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, FiniteFloat
+from scipy.stats import truncnorm
+
+from orchestrator.methods.agent_file import HIDDEN, Actor
+from orchestrator.methods.agent_walk import FEATURES
+from orchestrator.methods.method import Floats
+from orchestrator.record import InvalidInput, Record, Share
+
+if TYPE_CHECKING:
+    from stable_baselines3 import TD3
+
+MISSING = "orchestrator teach needs stable-baselines3, which is not installed: pip install 'pruning-orchestrator[agent]'"
+Positive = Annotated[FiniteFloat, Field(gt=0.0)]
+
+
+class Recipe(Record):
+    """How the learner learns. The source's recipe is algorithm "ddpg", updates 1, learning_rate 1e-4, memory 100.
+
+    Its critic learns ten times as fast as its actor; here both have the one rate, as stable-baselines3 has it.
+    """
+
+    algorithm: Literal["td3", "ddpg"] = "td3"  # td3: two critics, smoothed targets, an actor that waits for them
+    learning_rate: Positive = 1e-3  # of actor and critics, by Adam
+    discount: Share = 1.0  # of the next step's value
+    tau: Share = 0.01  # how far the target networks follow at each update
+    batch_size: Annotated[int, Field(ge=1)] = 64  # steps in an update
+    updates: Annotated[int, Field(ge=1)] = 4  # for each step of an episode
+    memory: Annotated[int, Field(ge=1)] = 1000  # episodes that are remembered
+    noise: Positive = 0.5  # deviation of the first shares that are tried, a truncated normal around the actor's
+    noise_decay: Share = 0.95  # what it is multiplied by after each episode
+    baseline: Share = 0.5  # share of the old in the moving average of rewards that is taken off; 1 takes nothing off
+
+
+class Step(NamedTuple):
+    """One group of an episode: what the agent saw, and what it answered, from -1 to 1."""
+
+    state: Floats
+    action: float
+
+
+class Learner:
+    """Actor, critics and memory. `rng` is given to what explores; updates draw from the global random states."""
+
+    def __init__(self, recipe: Recipe, *, steps: int, least_share: float) -> None:
+        """steps: the groups of an episode."""
+        self.recipe, self.least_share = recipe, least_share
+        self.model = _built(recipe, steps)
+        self.average: float | None = None
+
+    def action(self, state: Floats, noise: float, rng: np.random.Generator) -> float:
+        """What the actor answers from -1 to 1, changed by noise of this deviation, in shares of [0, 1]."""
+        with torch.no_grad():
+            mean = float(self.model.actor(torch.from_numpy(state[None])))
+        if noise <= 0:
+            return mean
+        spread = 2 * noise
+        return float(truncnorm.rvs((-1 - mean) / spread, (1 - mean) / spread, mean, spread, random_state=rng))
+
+    def share(self, action: float) -> float:
+        """The share of a group's channels that an action from -1 to 1 means."""
+        return self.least_share + (action + 1) / 2 * (1 - self.least_share)
+
+    def remember(self, steps: Sequence[Step], reward: float) -> None:
+        """One episode; its reward is given to every step, as the source does."""
+        assert self.model.replay_buffer is not None
+        after = [*(step.state for step in steps[1:]), np.zeros(len(FEATURES), np.float32)]
+        for number, (step, following) in enumerate(zip(steps, after, strict=True), start=1):
+            self.model.replay_buffer.add(
+                step.state[None],
+                following[None],
+                np.array([[step.action]], np.float32),
+                np.array([reward], np.float32),
+                np.array([float(number == len(steps))], np.float32),
+                [{}],
+            )
+
+    def learn_(self, steps: int) -> None:
+        """The updates after an episode of so many steps."""
+        self.model.train(gradient_steps=steps * self.recipe.updates, batch_size=self.recipe.batch_size)
+
+    def actor(self) -> Actor:
+        """The actor as it is, to be asked with PyTorch alone."""
+        found = Actor(self.least_share)
+        found.mu.load_state_dict(self.model.actor.mu.state_dict())
+        return found.eval()
+
+    def state(self) -> dict[str, Any]:
+        """All that it knows: tensors and plain numbers, which torch.load reads with weights_only=True."""
+        memory = self.model.replay_buffer
+        assert memory is not None
+        return {
+            "policy": self.model.policy.state_dict(),
+            "optimizers": [self.model.actor.optimizer.state_dict(), self.model.critic.optimizer.state_dict()],
+            "updates": self.model._n_updates,
+            "average": getattr(memory, "average", None),
+            "memory": {name: torch.from_numpy(getattr(memory, name)) for name in MEMORY},
+            "place": [memory.pos, memory.full],
+        }
+
+    def load_(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        memory = self.model.replay_buffer
+        assert memory is not None
+        self.model.policy.load_state_dict(state["policy"])
+        for optimizer, known in zip(self._optimizers(), state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
+        self.model._n_updates = state["updates"]
+        memory.average = state["average"]
+        for name in MEMORY:
+            getattr(memory, name)[:] = state["memory"][name].numpy()
+        memory.pos, memory.full = state["place"]
+
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return self.model.actor.optimizer, self.model.critic.optimizer
+
+
+MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def _built(recipe: Recipe, steps: int) -> "TD3":
+    """The learner of stable-baselines3, for states and actions of ours. Raises InvalidInput where there is none."""
+    try:
+        import gymnasium
+        from stable_baselines3 import DDPG, TD3
+        from stable_baselines3.common.buffers import ReplayBuffer
+        from stable_baselines3.common.logger import configure
+    except ImportError as error:
+        raise InvalidInput(MISSING) from error
+
+    class Memory(ReplayBuffer):
+        average: float | None = None
+
+        def sample(self, batch_size: int, env: Any = None) -> Any:
+            found = super().sample(batch_size, env)
+            if recipe.baseline == 1:
+                return found
+            mean = float(found.rewards.mean())
+            self.average = mean if self.average is None else self.average + (1 - recipe.baseline) * (mean - self.average)
+            return found._replace(rewards=found.rewards - self.average)
+
+    space = gymnasium.spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
+    actions = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    class Nowhere(gymnasium.Env[Any, Any]):
+        """Spaces alone: episodes are run by teaching.py."""
+
+        observation_space, action_space = space, actions
+
+        def reset(self, **options: Any) -> Any:
+            return np.zeros(len(FEATURES), np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            raise NotImplementedError
+
+    kind = {"td3": TD3, "ddpg": DDPG}[recipe.algorithm]
+    model = kind(
+        "MlpPolicy",
+        Nowhere(),
+        learning_rate=recipe.learning_rate,
+        buffer_size=recipe.memory * steps,
+        batch_size=recipe.batch_size,
+        tau=recipe.tau,
+        gamma=recipe.discount,
+        replay_buffer_class=Memory,
+        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
+        device="cpu",
+    )
+    model.set_logger(configure(None, []))
+    return model
