@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.methods.agent import CONDITIONAL_AGENT
 from orchestrator.methods.filter_norm import FILTER_NORM
+from orchestrator.methods.lasso import LASSO
 from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
 from orchestrator.record import InvalidInput, Option
@@ -15,6 +16,7 @@ METHODS: dict[str, Method] = {
     "oicsr": OICSR,
     "separated_group_lasso": SEPARATED,
     "filter_norm": FILTER_NORM,
+    "lasso": LASSO,
     "conditional_agent": CONDITIONAL_AGENT,
 }
 

@@ -4,12 +4,16 @@ Source: Liu et al. 2020, arXiv:2009.09724. The agent is taught once, for several
 (trial/teaching.py), and asked here by any number of trials. Asking costs one small matrix product a group.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
 
 from orchestrator.methods.agent_file import AgentCard, UnfitAgent, check_present, load_agent, read_card, signature
 from orchestrator.methods.agent_walk import Ground, Walk, walked
 from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.methods.method import Budget, Floats, Method, Options, Subject
+from orchestrator.methods.reconstruction import Fitting, reconstruct_
 from orchestrator.methods.widths import widths_plan
 from orchestrator.network import Plan
 from orchestrator.network.weights import fingerprint
@@ -21,11 +25,15 @@ class AgentOptions(Options):
     """agent: the file that `orchestrator teach` wrote; what it was taught with must be asked for again.
 
     channels: which of a group stay, once the agent has said how many: those whose filters have the largest L1 norm,
-    or those with the largest energy (all weights that make or read the channel, as in OICSR).
+    or those with the largest energy (all weights that make or read the channel, as in OICSR). The source has LASSO.
+    repair: whether the layers that read what is left are fitted to the outputs they had, by least squares, as the
+    source does (He et al. 2017). places: of each picture that the fit samples, at least.
     """
 
     agent: str = ""
     channels: Literal["filter_norm", "energy"] = "filter_norm"
+    repair: bool = True
+    places: Annotated[int, Field(ge=1)] = 10
 
 
 def importance(subject: Subject) -> Floats:
@@ -52,6 +60,12 @@ def choose(subject: Subject, budget: Budget) -> Plan:
     check_fit(subject, card)
     walk = Walk(ground_of(subject), budget, spend_budget=card.spend_budget)
     return widths_plan(subject.coupling, walked(walk, actor.share), walk.ground.score)
+
+
+def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
+    """Least squares on calibration pictures, front to back, in place; nothing where `repair` is off."""
+    if subject.options.repair:
+        reconstruct_(small, subject, plan, Fitting(places=subject.options.places))
 
 
 def check(subject: Subject) -> None:
@@ -90,6 +104,7 @@ CONDITIONAL_AGENT = Method(
     version=1,
     options=AgentOptions,
     choose=choose,
+    repair_=repair_,
     check=check,
     fingerprint=lambda options: {"agent": fingerprint(check_present(options.agent))},
 )

@@ -125,7 +125,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def places_of(call: LayerCall, y: Tensor, pictures: int, each: int, seed: int) -> Tensor:
+def places_of(call: LayerCall, y: Tensor, pictures: int, each: int, seed: int | Sequence[int]) -> Tensor:
     """[samples] numbers of output places, `each` of every picture at random, all where there are no more.
 
     Samples are numbered over pictures and places: [N, places] flattened; a linear layer's rows.

@@ -10,7 +10,7 @@ statistics are measured on, comes from the other train pictures.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from orchestrator.methods.agent import CONDITIONAL_AGENT, AgentOptions, ground_of
+from orchestrator.methods.agent import CONDITIONAL_AGENT, AgentOptions, ground_of, repair_
 from orchestrator.methods.widths import widths_plan
 from orchestrator.network import cut
 from orchestrator.training.held_out import held_out
@@ -44,8 +44,7 @@ class Rewards:
     def _measured(self, widths: Mapping[str, int]) -> float:
         plan = widths_plan(self.network.coupling, widths, self.ground.score)
         model = cut(self.network.model, self.network.coupling, plan)
-        if CONDITIONAL_AGENT.repair_ is not None:
-            CONDITIONAL_AGENT.repair_(model, self.subject, plan)
+        repair_(model, self.subject, plan)
         reestimate_norm_statistics_(model, self.data, seed=self.seed, device=self.device)
         return evaluate(model, self.data, "validation", device=self.device).accuracy
 
