@@ -26,17 +26,15 @@ Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
 class Recipe(Record):
-    """How the learner learns. The source's recipe is algorithm "ddpg", updates 1, learning_rate 1e-4, memory 100.
+    """How the learner learns. The source's recipe, but for the memory: it remembers its 100 warm-up episodes' worth."""
 
-    Its critic learns ten times as fast as its actor; here both have the one rate, as stable-baselines3 has it.
-    """
-
-    algorithm: Literal["td3", "ddpg"] = "td3"  # td3: two critics, smoothed targets, an actor that waits for them
-    learning_rate: Positive = 1e-3  # of actor and critics, by Adam
+    algorithm: Literal["ddpg", "td3"] = "ddpg"  # td3: two critics, smoothed targets, an actor that waits for them
+    actor_rate: Positive = 1e-4  # step size of Adam
+    critic_rate: Positive = 1e-3
     discount: Share = 1.0  # of the next step's value
     tau: Share = 0.01  # how far the target networks follow at each update
     batch_size: Annotated[int, Field(ge=1)] = 64  # steps in an update
-    updates: Annotated[int, Field(ge=1)] = 4  # for each step of an episode
+    updates: Annotated[int, Field(ge=1)] = 1  # for each step of an episode
     memory: Annotated[int, Field(ge=1)] = 1000  # episodes that are remembered
     noise: Positive = 0.5  # deviation of the first shares that are tried, a truncated normal around the actor's
     noise_decay: Share = 0.95  # what it is multiplied by after each episode
@@ -164,11 +162,20 @@ def _built(recipe: Recipe, steps: int) -> "TD3":
         def step(self, action: Any) -> Any:
             raise NotImplementedError
 
-    kind = {"td3": TD3, "ddpg": DDPG}[recipe.algorithm]
-    model = kind(
+    kind: Any = {"td3": TD3, "ddpg": DDPG}[recipe.algorithm]
+
+    class TwoRates(kind):  # type: ignore[misc]
+        """The library has one rate for both; the source's critic learns faster than its actor."""
+
+        def _update_learning_rate(self, optimizers: Any) -> None:
+            for optimizer, rate in zip(optimizers, (recipe.actor_rate, recipe.critic_rate), strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+
+    model: TD3 = TwoRates(
         "MlpPolicy",
         Nowhere(),
-        learning_rate=recipe.learning_rate,
+        learning_rate=recipe.critic_rate,
         buffer_size=recipe.memory * steps,
         batch_size=recipe.batch_size,
         tau=recipe.tau,
