@@ -34,8 +34,8 @@ from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
 from orchestrator.training.splits import DataSet
-from orchestrator.trial.path import Setting, steps
 from orchestrator.trial.networks import rebuild, subject_of
+from orchestrator.trial.path import Setting, steps
 from orchestrator.trial.teaching import Lesson, teach
 
 WAYS = ("agent", "uniform", "greedy", "greedy, no fit")

@@ -57,20 +57,19 @@ def teach(
             "recipe": {"algorithm": algorithm},
         }
     )
-    found = SearchSpace.read(space)
-    card = _taught(found, _network_of(found), lesson, out, device, storage)
+    card = _taught(SearchSpace.read(space), lesson, out, device=device, storage=storage)
     print_heading(f"{out}, taught on {card.taught['model']} and {card.taught['dataset']}", FLOPS_MEANS, REWARD_MEANS)
     print_answers(card)
 
 
-def _taught(space: "SearchSpace", spec: "TrialSpec", lesson: Any, out: Path, device: str, storage: str) -> "AgentCard":
+def _taught(space: "SearchSpace", lesson: Any, out: Path, *, device: str, storage: str) -> "AgentCard":
     from orchestrator.files import located
     from orchestrator.methods import METHODS, options_of
     from orchestrator.methods.agent import NAME, AgentOptions
     from orchestrator.store import StageStore
     from orchestrator.trial.teaching import teach as run
 
-    screen = console()
+    screen, spec = console(), _network_of(space)
     options = options_of(METHODS[NAME], spec.method_options if spec.method == NAME else {})
     assert isinstance(options, AgentOptions)
     store = StageStore(located(storage) / space.name)

@@ -6,8 +6,9 @@ No pickle: reading it runs nothing. PyTorch alone is needed to ask it.
 import json
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class AgentCard(Record):
     options: dict[str, bool | int | float | str]  # of the method, that it was taught with
     rates: tuple[OpenShare, ...]
     answers: tuple[Answer, ...] = ()
-    taught: dict[str, Any] = {}  # how: model, dataset, seed, settings of the learner; for the reader
+    taught: dict[str, str] = Field(default_factory=dict)  # model and dataset; identity: what decided about it
 
 
 class Actor(nn.Module):
@@ -65,7 +66,7 @@ class Actor(nn.Module):
         super().__init__()
         self.least_share = least_share
         sizes = len(FEATURES), HIDDEN, HIDDEN
-        hidden = [part for read, made in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(read, made), nn.ReLU())]
+        hidden = [part for read, made in pairwise(sizes) for part in (nn.Linear(read, made), nn.ReLU())]
         self.mu = nn.Sequential(*hidden, nn.Linear(HIDDEN, 1), nn.Tanh())
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ have. All that is random comes from the caller's seed: see `seeded`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from orchestrator.record import InvalidInput, Record, Share
 if TYPE_CHECKING:
     from stable_baselines3 import TD3
 
-MISSING = "orchestrator teach needs stable-baselines3, which is not installed: pip install 'pruning-orchestrator[agent]'"
+    from orchestrator.trial.reinforcement import Memory
+
+MISSING = "orchestrator teach needs stable-baselines3: pip install 'pruning-orchestrator[agent]'"
+MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")  # the library's arrays
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
@@ -55,7 +58,6 @@ class Learner:
         """steps: the groups of an episode."""
         self.recipe, self.least_share = recipe, least_share
         self.model = _built(recipe, steps)
-        self.average: float | None = None
 
     def action(self, state: Floats, noise: float, rng: np.random.Generator) -> float:
         """What the actor answers from -1 to 1, changed by noise of this deviation, in shares of [0, 1]."""
@@ -72,10 +74,9 @@ class Learner:
 
     def remember(self, steps: Sequence[Step], reward: float) -> None:
         """One episode; its reward is given to every step, as the source does."""
-        assert self.model.replay_buffer is not None
         after = [*(step.state for step in steps[1:]), np.zeros(len(FEATURES), np.float32)]
         for number, (step, following) in enumerate(zip(steps, after, strict=True), start=1):
-            self.model.replay_buffer.add(
+            self._memory.add(
                 step.state[None],
                 following[None],
                 np.array([[step.action]], np.float32),
@@ -96,23 +97,21 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """All that it knows: tensors and plain numbers, which torch.load reads with weights_only=True."""
-        memory = self.model.replay_buffer
-        assert memory is not None
+        memory = self._memory
         return {
             "policy": self.model.policy.state_dict(),
-            "optimizers": [self.model.actor.optimizer.state_dict(), self.model.critic.optimizer.state_dict()],
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "updates": self.model._n_updates,
-            "average": getattr(memory, "average", None),
+            "average": memory.average,
             "memory": {name: torch.from_numpy(getattr(memory, name)) for name in MEMORY},
             "place": [memory.pos, memory.full],
         }
 
     def load_(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        memory = self.model.replay_buffer
-        assert memory is not None
+        memory = self._memory
         self.model.policy.load_state_dict(state["policy"])
-        for optimizer, known in zip(self._optimizers(), state["optimizers"], strict=True):
+        for optimizer, known in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(known)
         self.model._n_updates = state["updates"]
         memory.average = state["average"]
@@ -120,69 +119,29 @@ class Learner:
             getattr(memory, name)[:] = state["memory"][name].numpy()
         memory.pos, memory.full = state["place"]
 
+    @property
+    def _memory(self) -> "Memory":
+        memory: Any = self.model.replay_buffer
+        return cast("Memory", memory)
+
+    @property
     def _optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
         return self.model.actor.optimizer, self.model.critic.optimizer
 
 
-MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-
-
 def _built(recipe: Recipe, steps: int) -> "TD3":
-    """The learner of stable-baselines3, for states and actions of ours. Raises InvalidInput where there is none."""
     try:
-        import gymnasium
-        from stable_baselines3 import DDPG, TD3
-        from stable_baselines3.common.buffers import ReplayBuffer
-        from stable_baselines3.common.logger import configure
+        from orchestrator.trial.reinforcement import built
     except ImportError as error:
         raise InvalidInput(MISSING) from error
-
-    class Memory(ReplayBuffer):
-        average: float | None = None
-
-        def sample(self, batch_size: int, env: Any = None) -> Any:
-            found = super().sample(batch_size, env)
-            if recipe.baseline == 1:
-                return found
-            mean = float(found.rewards.mean())
-            self.average = mean if self.average is None else self.average + (1 - recipe.baseline) * (mean - self.average)
-            return found._replace(rewards=found.rewards - self.average)
-
-    space = gymnasium.spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
-    actions = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    class Nowhere(gymnasium.Env[Any, Any]):
-        """Spaces alone: episodes are run by teaching.py."""
-
-        observation_space, action_space = space, actions
-
-        def reset(self, **options: Any) -> Any:
-            return np.zeros(len(FEATURES), np.float32), {}
-
-        def step(self, action: Any) -> Any:
-            raise NotImplementedError
-
-    kind: Any = {"td3": TD3, "ddpg": DDPG}[recipe.algorithm]
-
-    class TwoRates(kind):  # type: ignore[misc]
-        """The library has one rate for both; the source's critic learns faster than its actor."""
-
-        def _update_learning_rate(self, optimizers: Any) -> None:
-            for optimizer, rate in zip(optimizers, (recipe.actor_rate, recipe.critic_rate), strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-
-    model: TD3 = TwoRates(
-        "MlpPolicy",
-        Nowhere(),
-        learning_rate=recipe.critic_rate,
-        buffer_size=recipe.memory * steps,
+    return built(
+        recipe.algorithm,
+        states=len(FEATURES),
+        memory=recipe.memory * steps,
+        baseline=recipe.baseline,
+        rates=(recipe.actor_rate, recipe.critic_rate),
         batch_size=recipe.batch_size,
         tau=recipe.tau,
         gamma=recipe.discount,
-        replay_buffer_class=Memory,
         policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
-        device="cpu",
     )
-    model.set_logger(configure(None, []))
-    return model

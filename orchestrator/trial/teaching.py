@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from orchestrator.methods.agent import AgentOptions, taught_options
-from orchestrator.methods.agent_file import Actor, AgentCard, Answer, load_agent, read_card, save_agent, signature
+from orchestrator.methods.agent_file import Actor, AgentCard, Answer, read_card, save_agent, signature
 from orchestrator.methods.agent_walk import Walk, walked
 from orchestrator.methods.method import Budget
 from orchestrator.methods.widths import uniform_widths
@@ -24,6 +23,7 @@ from orchestrator.network import BudgetUnreachable
 from orchestrator.network.seeding import seeded
 from orchestrator.record import InvalidInput, OpenShare, Record, TrialSpec, canonical_json
 from orchestrator.store import StageStore
+from orchestrator.trial.checkpoint import read_checkpoint, write_checkpoint
 from orchestrator.trial.learner import Learner, Recipe, Step
 from orchestrator.trial.networks import Network
 from orchestrator.trial.path import Setting
@@ -108,11 +108,14 @@ def teach(
     network = trial.networks.of(trial.keys[0])
     teacher = Teacher(network, Rewards(network, setting, options, seed=lesson.seed, count=lesson.held_out), lesson)
     checkpoint = out.with_name(out.name + CHECKPOINT)
-    teacher.resume_(checkpoint, identity, note)
+    before = read_checkpoint(checkpoint, identity)
+    if before is not None:
+        teacher.load_(before)
+        note(f"going on after episode {teacher.done} of {lesson.episodes}")
     for episode in teacher.episodes():
         tell(episode)
         if episode.number % CHECKPOINT_EVERY == 0:
-            teacher.write_checkpoint(checkpoint, identity)
+            write_checkpoint(checkpoint, identity, teacher.state())
     card = AgentCard(
         groups={group.name: signature(group) for group in teacher.rewards.ground.groups},
         any_network=lesson.any_network,
@@ -237,42 +240,22 @@ class Teacher:
                 widths=widths,
             )
 
-    def write_checkpoint(self, path: Path, identity: str) -> None:
-        """All that is needed to go on, written aside first. No pickle of objects: torch.load reads it as plain data."""
-        state: dict[str, Any] = {
-            "identity": identity,
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on: tensors, plain numbers and texts."""
+        return {
             "done": self.done,
             "learner": self.learner.state(),
             "best": self.best.state_dict(),
             "best_reward": self.best_reward,
             "rewards": [[list(widths), reward] for widths, reward in self.rewards.known.items()],
         }
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, aside)
-            os.replace(aside, path)
-        except OSError as error:
-            raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error
-        finally:
-            aside.unlink(missing_ok=True)
 
-    def resume_(self, path: Path, identity: str, note: Callable[[str], None]) -> None:
-        """Go on from a checkpoint, if there is one. Raises InvalidInput where it is another teaching's, or damaged."""
-        if not path.exists():
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            same = state["identity"] == identity
-        except Exception as error:
-            raise InvalidInput(f"{path}: is no checkpoint of a teaching that can be read; remove it") from error
-        if not same:
-            raise InvalidInput(f"{path}: is the checkpoint of another teaching; remove it, or give another --out")
+    def load_(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
         self.done, self.best_reward = state["done"], state["best_reward"]
         self.learner.load_(state["learner"])
         self.best.load_state_dict(state["best"])
         self.rewards.known.update((tuple(widths), reward) for widths, reward in state["rewards"])
-        note(f"going on after episode {self.done} of {self.lesson.episodes}")
 
 
 def _seed(seed: int, number: int) -> int:
