@@ -16,10 +16,12 @@ from orchestrator.commands.reporting import plot, report, watch
 from orchestrator.commands.rerunning import rerun
 from orchestrator.commands.searching import search
 from orchestrator.commands.sensing import sensitivity
+from orchestrator.commands.teaching import teach
 from orchestrator.record import InvalidInput
 
 COMMANDS = (  # in the order that --help has
     search,
+    teach,
     rerun,
     status,
     front,

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.methods.compensation import COMPENSATION
 from orchestrator.methods.feature_flow import FEATURE_FLOW
+from orchestrator.methods.agent import CONDITIONAL_AGENT
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.lasso import LASSO
@@ -30,6 +31,7 @@ METHODS: dict[str, Method] = {
     "fisher": FISHER,
     "random": RANDOM,
     "lasso": LASSO,
+    "conditional_agent": CONDITIONAL_AGENT,
 }
 
 

@@ -78,6 +78,8 @@ class Method:
     It returns the layers that read less than before and that it could not treat, each with the reason, if any.
     check: raises InvalidInput for what would end every trial with these options at its first cut. It sees the network
     before any training, and no data.
+    fingerprint: for options that name files, what stands for them in a stage's key in place of their paths; raises
+    InvalidInput for a file that is missing.
     version: goes up with every change of the method's results, so that no stage of an older one is taken for its own.
     """
 
@@ -88,6 +90,7 @@ class Method:
     options: type[Options] = Options
     penalty: Callable[[Subject, float], AbstractContextManager[Penalty]] | None = None
     repair_: Callable[[nn.Module, Subject, Plan], Mapping[str, str] | None] | None = None
+    fingerprint: Callable[[Any], dict[str, str]] | None = None
     check: Callable[[Subject, Budget], None] | None = None
 
 

@@ -179,7 +179,7 @@ class Networks:
         return None if folder is None else Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
 
     def _subject(self, network: Network, key: str) -> Subject:
-        return _subject(self.setting, network.model, network.coupling, seed_of(key))
+        return subject_of(self.setting, network.model, network.coupling, seed_of(key))
 
     def _pruned(self, network: Network, key: str) -> Network:
         """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again.
@@ -207,7 +207,7 @@ class Networks:
         return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen, unrepaired=unrepaired or {})
 
 
-def _subject(setting: Setting, model: nn.Module, coupling: Coupling, seed: int) -> Subject:
+def subject_of(setting: Setting, model: nn.Module, coupling: Coupling, seed: int) -> Subject:
     data = setting.data
 
     def calibration() -> Iterable[tuple[Tensor, Tensor]]:
@@ -229,6 +229,6 @@ class _Penalised:
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[Hooks]:
         assert self.setting.method.penalty is not None
-        subject = _subject(self.setting, model, self.coupling, self.seed)
+        subject = subject_of(self.setting, model, self.coupling, self.seed)
         with self.setting.method.penalty(subject, self.setting.spec.regularization_weight) as penalty:
             yield penalty.extra_loss, penalty.after_backward

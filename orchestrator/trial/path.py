@@ -33,6 +33,12 @@ class Setting:
         data = data or load(spec.dataset, root=spec.data_root)
         return cls(spec=spec, method=method, options=options, data=data)
 
+    @cached_property
+    def options_in_key(self) -> dict[str, Any]:
+        """The method's options; a file that one of them names stands there by what it holds. Raises InvalidInput."""
+        found = self.options.model_dump()
+        return found if self.method.fingerprint is None else found | self.method.fingerprint(self.options)
+
     @property
     def penalised(self) -> bool:
         return self.method.penalty is not None and self.spec.regularization_weight > 0
@@ -79,7 +85,7 @@ def _sparse(setting: Setting) -> dict[str, Any]:
         penalty = {
             "method": setting.method.name,
             "version": setting.method.version,
-            "options": setting.options.model_dump(),
+            "options": setting.options_in_key,
             "regularization_weight": setting.spec.regularization_weight,
         }
     return {"version": VERSIONS["sparse"], "schedule": setting.spec.sparse.model_dump(), "penalty": penalty}
@@ -89,7 +95,7 @@ def _cut(setting: Setting) -> dict[str, Any]:
     method = {
         "name": setting.method.name,
         "version": setting.method.version,
-        "options": setting.options.model_dump(),
+        "options": setting.options_in_key,
     }
     rounding = {"round_to": setting.spec.round_to} if setting.spec.round_to > 1 else {}  # 1 is how it was before
     return {

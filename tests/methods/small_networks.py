@@ -1,6 +1,7 @@
 """Small networks, one a way in which channels are tied together, for pictures of 3 x 8 x 8 and five classes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.methods import Method, Subject
+from orchestrator.methods.agent_file import Actor, AgentCard, save_agent
 from orchestrator.network import Coupling, couple
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -160,13 +162,27 @@ def built(name: str) -> nn.Module:
     return model
 
 
+def untaught_agent(folder: Path, **changes: Any) -> Path:
+    """A file with an agent of random weights, the same ones every time."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        actor = Actor(0.1)
+    plain: dict[str, Any] = {"groups": {}, "any_network": True, "least_share": 0.1, "options": {}, "rates": (0.5,)}
+    path = folder / "agent.safetensors"
+    save_agent(path, actor, AgentCard(**(plain | changes)))
+    return path
+
+
+FILES: dict[str, dict[str, str]] = {}  # options that some methods cannot do without: the tests' conftest fills them in
+
+
 def subject_of(model: nn.Module, method: Method, coupling: Coupling | None = None, **options: Any) -> Subject:
     generator = torch.Generator().manual_seed(1)
     batch = torch.randn(16, 3, 8, 8, generator=generator), torch.randint(0, 5, (16,), generator=generator)
     return Subject(
         model=model,
         coupling=coupling or couple(model, EXAMPLE),
-        options=method.options(**options),
+        options=method.options(**{**FILES.get(method.name, {}), **options}),
         calibration=lambda: iter([batch]),
         seed=0,
     )
