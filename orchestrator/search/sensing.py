@@ -101,6 +101,9 @@ def sense(
     with interruptible(on_interrupt):
         sensor = _sensor(asked, console, method, device, residual_streams=residual_streams, statistics=statistics)
         chosen = _chosen(sensor, groups)
+        streams = [group.name for group in sensor.others if group.summed]
+        if groups is None and streams:
+            say(console, f"left whole, as residual streams, without --residual-streams: {', '.join(streams)}")
         found = read(record, _begun(sensor, asked.spec, method))
         places = [(group, share) for group in chosen for share in wanted]
         left = [place for place in places if (place[0].name, place[1]) not in found.by_place]

@@ -299,6 +299,9 @@ def test_residual_streams_have_to_be_asked_for(tmp_path: Path) -> None:
     result = invoke(tmp_path, *asked, "--residual-streams")
     assert result.exit_code == 0, result.output
     assert [one.group for one in found_in(tmp_path).measured] == ["conv"]
+    whole = invoke(tmp_path, str(path), "--shares", "0.9")
+    assert "left whole, as residual streams, without --residual-streams: conv\n" in whole.stdout
+    assert len({one.group for one in found_in(tmp_path).measured}) == 9 + 1
 
 
 @pytest.mark.parametrize(
