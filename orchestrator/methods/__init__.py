@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from orchestrator.methods.agent import CONDITIONAL_AGENT
 from orchestrator.methods.compensation import COMPENSATION
 from orchestrator.methods.feature_flow import FEATURE_FLOW
-from orchestrator.methods.agent import CONDITIONAL_AGENT
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.lasso import LASSO

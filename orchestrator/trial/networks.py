@@ -171,15 +171,12 @@ class Networks:
 
     def subject(self, network: Network, seed: int) -> Subject:
         """What a method gets to see of a network."""
-        return _subject(self.setting, network.model, network.coupling, seed)
+        return subject_of(self.setting, network.model, network.coupling, seed)
 
     def _recorded(self, key: str) -> Plan | None:
         """The plan from the dense network to that of a finished stage."""
         folder = self.store.folder(key)
         return None if folder is None else Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-
-    def _subject(self, network: Network, key: str) -> Subject:
-        return subject_of(self.setting, network.model, network.coupling, seed_of(key))
 
     def _pruned(self, network: Network, key: str) -> Network:
         """Choose, verify on the real weights, cut, repair. A group that fails is frozen, and the choice made again.
@@ -195,19 +192,20 @@ class Networks:
         def choose(coupling: Coupling) -> Plan:
             if recorded is not None:
                 return recorded.since(network.plan)
-            return method.choose(self._subject(replace(network, coupling=coupling), key), budget)
+            return method.choose(self.subject(replace(network, coupling=coupling), seed_of(key)), budget)
 
         found = verified(network.model, network.coupling, choose, example_of(self.setting.data))
         model = cut(network.model, found.coupling, found.plan)
         unrepaired: Mapping[str, str] | None = None
         if method.repair_ is not None:
-            subject = self._subject(replace(network, coupling=found.coupling), key)
+            subject = self.subject(replace(network, coupling=found.coupling), seed_of(key))
             unrepaired = method.repair_(model, subject, found.plan)
         coupling, plan = found.coupling.restrict(found.plan), network.plan.then(found.plan)
         return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen, unrepaired=unrepaired or {})
 
 
 def subject_of(setting: Setting, model: nn.Module, coupling: Coupling, seed: int) -> Subject:
+    """What a method gets to see of a model: pictures of the train split to calibrate on, no others."""
     data = setting.data
 
     def calibration() -> Iterable[tuple[Tensor, Tensor]]:
