@@ -38,7 +38,7 @@ def test_every_field_of_a_space_that_ships_is_explained(path: Path) -> None:
     assert [lines[n] for n in fields if "#" not in lines[n] and not lines[n - 1].startswith("#")] == []
 
 
-def test_the_nine_spaces_ship() -> None:
+def test_the_ten_spaces_ship() -> None:
     assert [path.stem for path in SPACES] == [
         "cifar100_vgg16",
         "cifar10_densenet40",
@@ -46,6 +46,7 @@ def test_the_nine_spaces_ship() -> None:
         "digits_cifarnet",
         "fashion_mnist_cifarnet",
         "imagenet_resnet50",
+        "methods_cifarnet",
         "parity",
         "tutorial",
         "unusual",
