@@ -9,9 +9,10 @@ lost gets no epoch less for it, and what is computed on calibration data costs n
 before its first trial is counted beside, as extra train_flops. Each penalised method's regularization_weight is chosen
 for each flops_kept by validation accuracy after recovery, from one grid, with the first seed; then all seeds run with
 it, and every final model is measured on the test split once: "before recovery" right after the cut (and repair), norm
-statistics re-estimated and no weight trained, and "after recovery". `uniform` is the reference of equal widths.
-"scratch" is the pruned architecture from random weights for the train_flops of its whole path, in whole epochs (the
-control of `orchestrator confirm`). What fails is in the table as failed, with its reason below.
+statistics re-estimated and no weight trained, and "after recovery". `pfec` without a recipe, where every group loses
+the same share, is the reference of equal widths. "scratch" is the pruned architecture from random weights for the
+train_flops of its whole path, in whole epochs (the control of `orchestrator confirm`). What fails is in the table as
+failed, with its reason below.
 
 Sizes: without --quick or --full, parts of the data (and pictures of half the size for ResNet-20), for two cores;
 --full is all of it, for a GPU; --quick is scikit-learn's digits, to see that it works. Stages are kept in the work
@@ -70,7 +71,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             name="cifarnet",
             title="CifarNet on Fashion-MNIST: 54,000 train, 6,000 validation, 10,000 test pictures",
             model="cifarnet",
-            dataset="fashion_mnist",
+            dataset="small_pictures:fashion_whole",
             epochs=(10, 5, 5),
             episodes=300,
             batch_size=128,
@@ -80,7 +81,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             title="ResNet-20 on CIFAR-10 from JPEGs (not comparable with CIFAR-10): 45,000 train, 5,000 validation, "
             "10,000 test pictures",
             model="resnet20",
-            dataset="cifar10_jpeg",
+            dataset="small_pictures:cifar_whole",
             epochs=(20, 10, 10),
             episodes=300,
             batch_size=128,
@@ -354,7 +355,14 @@ def parsed() -> argparse.Namespace:
     size.add_argument("--full", dest="size", action="store_const", const="full", help="all of the data, on a GPU")
     parser.add_argument("--only", nargs="+", metavar="METHOD", choices=list(METHODS), help="not every method")
     parser.add_argument("--networks", nargs="+", choices=["cifarnet", "resnet20"], help="not both")
-    parser.add_argument("--scratch", nargs="*", default=["oicsr"], metavar="METHOD", choices=[*METHODS, []])
+    parser.add_argument(
+        "--scratch",
+        nargs="*",
+        default=["oicsr"],
+        metavar="METHOD",
+        choices=list(METHODS),
+        help="widths of the controls",
+    )
     parser.add_argument("--kept", nargs="+", type=float, default=list(KEPT), help="flops_kept of the final models")
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
     parser.add_argument("--seeds", type=int)
