@@ -101,7 +101,8 @@ SIZES: dict[str, tuple[Arena, ...]] = {
     ),
 }
 PENALTY_COST = 1.3  # a step with a penalty, over one without: an estimate
-EPISODE_COST = 0.15  # of a teaching, as a share of an epoch: an estimate
+EPISODE_COST = 0.35  # of a teaching, in epochs: mostly the repair of the network that is rewarded
+REPAIR_COST = (0.8, 0.3)  # in epochs: what methods with repair_ take to choose and repair, and to repair once more
 NARROW_COST = 0.45  # of a step, what does not shrink with flops_kept: measured on CifarNet and ResNet-20
 
 
@@ -219,7 +220,8 @@ class Course:
         for job in self._measurable(self.given.methods):
             key = self.walked[job].stages[-1] if job in self.walked else ""
             label = f"{job.method} at {job.kept}, seed {job.seed}: test"
-            seconds = 0.5 * self.epoch * _share(job.kept)
+            # all of the test split twice, forward alone, is about half an epoch
+            seconds = self.epoch * (0.5 * _share(job.kept) + REPAIR_COST[1] * _repairs(job.method))
             yield self._task(label, seconds, jobs.measure, (job, key), _put(self.tested, job))
 
     def control_tasks(self) -> Iterator[Task]:
@@ -244,6 +246,7 @@ class Course:
         one = together[0]
         label = f"{one.method}{f' {one.weight:g}' if one.weight else ''}, seed {one.seed}"
         seconds = self.training(sparse=sparse, penalised=one.weight > 0, recovered=[job.kept for job in together])
+        seconds += self.epoch * REPAIR_COST[0] * len(together) * _repairs(one.method)
         return self._task(label, seconds, jobs.walk, (together,), keep)
 
     def _task(
@@ -269,6 +272,10 @@ class Course:
 def _share(kept: float) -> float:
     """How long a narrower network takes, as a share of the whole one."""
     return NARROW_COST + (1 - NARROW_COST) * kept
+
+
+def _repairs(method: str) -> bool:
+    return METHODS[method].repair_ is not None
 
 
 def _put(where: dict[Any, Any], key: Any) -> Callable[[Any], None]:
