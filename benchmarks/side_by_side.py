@@ -9,9 +9,10 @@ lost gets no epoch less for it, and what is computed on calibration data costs n
 before its first trial is counted beside, as extra train_flops. Each penalised method's regularization_weight is chosen
 for each flops_kept by validation accuracy after recovery, from one grid, with the first seed; then all seeds run with
 it, and every final model is measured on the test split once: "before recovery" right after the cut (and repair), norm
-statistics re-estimated and no weight trained, and "after recovery". `uniform` is the reference of equal widths.
-"scratch" is the pruned architecture from random weights for the train_flops of its whole path, in whole epochs (the
-control of `orchestrator confirm`). What fails is in the table as failed, with its reason below.
+statistics re-estimated and no weight trained, and "after recovery". `pfec` without a recipe, where every group loses
+the same share, is the reference of equal widths. "scratch" is the pruned architecture from random weights for the
+train_flops of its whole path, in whole epochs (the control of `orchestrator confirm`). What fails is in the table as
+failed, with its reason below.
 
 Sizes: without --quick or --full, parts of the data (and pictures of half the size for ResNet-20), for two cores;
 --full is all of it, for a GPU; --quick is scikit-learn's digits, to see that it works. Stages are kept in the work
@@ -70,7 +71,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             name="cifarnet",
             title="CifarNet on Fashion-MNIST: 54,000 train, 6,000 validation, 10,000 test pictures",
             model="cifarnet",
-            dataset="fashion_mnist",
+            dataset="small_pictures:fashion_whole",
             epochs=(10, 5, 5),
             episodes=300,
             batch_size=128,
@@ -80,7 +81,7 @@ SIZES: dict[str, tuple[Arena, ...]] = {
             title="ResNet-20 on CIFAR-10 from JPEGs (not comparable with CIFAR-10): 45,000 train, 5,000 validation, "
             "10,000 test pictures",
             model="resnet20",
-            dataset="cifar10_jpeg",
+            dataset="small_pictures:cifar_whole",
             epochs=(20, 10, 10),
             episodes=300,
             batch_size=128,
@@ -100,7 +101,8 @@ SIZES: dict[str, tuple[Arena, ...]] = {
     ),
 }
 PENALTY_COST = 1.3  # a step with a penalty, over one without: an estimate
-EPISODE_COST = 0.15  # of a teaching, as a share of an epoch: an estimate
+EPISODE_COST = 0.35  # of a teaching, in epochs: mostly the repair of the network that is rewarded
+REPAIR_COST = (0.8, 0.3)  # in epochs: what methods with repair_ take to choose and repair, and to repair once more
 NARROW_COST = 0.45  # of a step, what does not shrink with flops_kept: measured on CifarNet and ResNet-20
 
 
@@ -218,7 +220,8 @@ class Course:
         for job in self._measurable(self.given.methods):
             key = self.walked[job].stages[-1] if job in self.walked else ""
             label = f"{job.method} at {job.kept}, seed {job.seed}: test"
-            seconds = 0.5 * self.epoch * _share(job.kept)
+            # all of the test split twice, forward alone, is about half an epoch
+            seconds = self.epoch * (0.5 * _share(job.kept) + REPAIR_COST[1] * _repairs(job.method))
             yield self._task(label, seconds, jobs.measure, (job, key), _put(self.tested, job))
 
     def control_tasks(self) -> Iterator[Task]:
@@ -243,6 +246,7 @@ class Course:
         one = together[0]
         label = f"{one.method}{f' {one.weight:g}' if one.weight else ''}, seed {one.seed}"
         seconds = self.training(sparse=sparse, penalised=one.weight > 0, recovered=[job.kept for job in together])
+        seconds += self.epoch * REPAIR_COST[0] * len(together) * _repairs(one.method)
         return self._task(label, seconds, jobs.walk, (together,), keep)
 
     def _task(
@@ -268,6 +272,10 @@ class Course:
 def _share(kept: float) -> float:
     """How long a narrower network takes, as a share of the whole one."""
     return NARROW_COST + (1 - NARROW_COST) * kept
+
+
+def _repairs(method: str) -> bool:
+    return METHODS[method].repair_ is not None
 
 
 def _put(where: dict[Any, Any], key: Any) -> Callable[[Any], None]:
@@ -354,7 +362,14 @@ def parsed() -> argparse.Namespace:
     size.add_argument("--full", dest="size", action="store_const", const="full", help="all of the data, on a GPU")
     parser.add_argument("--only", nargs="+", metavar="METHOD", choices=list(METHODS), help="not every method")
     parser.add_argument("--networks", nargs="+", choices=["cifarnet", "resnet20"], help="not both")
-    parser.add_argument("--scratch", nargs="*", default=["oicsr"], metavar="METHOD", choices=[*METHODS, []])
+    parser.add_argument(
+        "--scratch",
+        nargs="*",
+        default=["oicsr"],
+        metavar="METHOD",
+        choices=list(METHODS),
+        help="widths of the controls",
+    )
     parser.add_argument("--kept", nargs="+", type=float, default=list(KEPT), help="flops_kept of the final models")
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
     parser.add_argument("--seeds", type=int)

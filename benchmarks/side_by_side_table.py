@@ -36,6 +36,8 @@ PHASES = (
     "test split",
     "scratch controls",
 )
+# What has to be said wherever a method's figures stand.
+LABELS = {"pfec": "pfec (equal widths)", "feature_flow": "feature_flow (a reconstruction)"}
 NONE = "-"
 
 
@@ -66,7 +68,7 @@ def _rows(course: "Course", kept: float) -> Iterator[str]:
         weight = NONE if METHODS[name].penalty is None else f"{course.weight(name, kept):g}"
         prepared = course.prepared.get(name)
         extra = f"{prepared.train_flops:.3g}" if isinstance(prepared, Prepared) else NONE
-        yield _row(name, kept, weight, found, extra)
+        yield _row(LABELS.get(name, name), kept, weight, found, extra)
     for name in given.scratch:
         controls = [course.controls.get(course.job(name, kept, seed)) for seed in range(given.seeds)]
         yield _row(f"scratch, widths of {name}", kept, NONE, controls, NONE)

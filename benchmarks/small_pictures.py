@@ -1,4 +1,4 @@
-"""Data sets for benchmarks: stratified parts of Fashion-MNIST and CIFAR-10, some at half their size."""
+"""Data sets for benchmarks: Fashion-MNIST and CIFAR-10, whole and stratified parts, some at half their size."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,18 @@ def fashion_part(root: Path, seed: int) -> DataSet:
 def cifar_part(root: Path, seed: int) -> DataSet:
     """10,000 and 2,000 pictures of CIFAR-10's train split, from JPEGs, stratified, and its test split; all 16 x 16."""
     return _part("cifar_part", cifar10_jpeg(root, seed), PART, seed, halved=True)
+
+
+@lru_cache(maxsize=1)
+def fashion_whole(root: Path, seed: int) -> DataSet:
+    """Fashion-MNIST as it is."""
+    return fashion_mnist(root, seed)
+
+
+@lru_cache(maxsize=1)
+def cifar_whole(root: Path, seed: int) -> DataSet:
+    """CIFAR-10 from JPEGs as it is."""
+    return cifar10_jpeg(root, seed)
 
 
 def _part(name: str, whole: DataSet, sizes: tuple[int, int], seed: int, *, halved: bool) -> DataSet:
