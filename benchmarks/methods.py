@@ -31,6 +31,7 @@ from orchestrator.training.splits import SplitName
 KEPT = (0.5, 0.3)
 ITERATIONS = 2
 GRID = (1e-3, 3e-3, 1e-2)
+COMPARED = ["oicsr", "separated_group_lasso", "filter_norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ def main() -> int:
     parser.add_argument("--dataset", default="fashion_mnist")
     parser.add_argument("--model", default="cifarnet")
     parser.add_argument("--work", default="results/methods", type=Path)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
     parser.add_argument("--kept", nargs="+", type=float, default=list(KEPT))
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,6 +1,8 @@
 """Teaching an agent: it learns what was made to be learnt, the same each time, killed or not; and its mistakes."""
 
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,7 @@ def test_a_trial_asks_the_agent_and_its_key_holds_the_file_not_its_name(
     moved.rename(tmp_path / "back.safetensors")
     back = spec.model_copy(update={"method_options": options | {"agent": str(tmp_path / "back.safetensors")}})
     assert list(steps(Setting.of(back)))[-1].key == point.key
-    with pytest.raises(InvalidInput, match="there is no such file; `orchestrator teach SPACE.toml"):
+    with pytest.raises(InvalidInput, match=r"there is no such file; `orchestrator teach SPACE\.toml"):
         trial.check(spec)
 
 
@@ -153,7 +155,7 @@ def test_it_is_asked_again_in_later_iterations(run: Teach, store: StageStore, tm
     points = trial.run(TOY.model_copy(update=changes), store).points
     flops = [point.flops for point in points]
     assert len(points) == 4
-    assert all(after <= 0.7 * before for before, after in zip(flops, flops[1:], strict=False))
+    assert all(after <= 0.7 * before for before, after in pairwise(flops))
 
 
 def test_rewards_may_be_taken_relative_to_uniform_widths(run: Teach) -> None:
@@ -187,7 +189,7 @@ def test_rates_are_given_once() -> None:
 
 
 def test_without_the_library_it_says_what_to_install(run: Teach, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "orchestrator.trial.reinforcement", None)
+    monkeypatch.setitem(sys.modules, "orchestrator.trial.reinforcement", None)
     with pytest.raises(InvalidInput, match=r"needs stable-baselines3: pip install 'pruning-orchestrator\[agent\]'"):
         run()
 
