@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BENCHMARKS := networks penalty side_by_side kill chaos export architectures beside_torch_pruning many_trials many_points overhead gpu search_cost rerun_cost parallel_training compensation attention
+BENCHMARKS := networks penalty side_by_side kill chaos export architectures beside_torch_pruning many_trials many_points overhead gpu search_cost rerun_cost parallel_training compensation attention agent
 BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 

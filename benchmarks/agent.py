@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("--model", default="cifarnet")
     parser.add_argument("--work", default="results/agent", type=Path)
     parser.add_argument("--rates", nargs="+", type=float, default=[0.3, 0.5, 0.7])
-    parser.add_argument("--episodes", type=int, default=120)
+    parser.add_argument("--episodes", type=int, default=90)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", nargs=2, type=int, default=[20, 5], metavar=("DENSE", "RECOVERY"))
     given = parser.parse_args()

@@ -424,3 +424,23 @@ def test_what_make_bench_types_is_understood(
     with pytest.raises(StopIteration):
         module.main()
     assert len(asked) == 1
+
+
+def test_a_taught_agent_is_asked_for_every_rate(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3", reason="stable-baselines3 (extra agent) is not installed")
+    setting = "--dataset digits --episodes 2 --seeds 1 --epochs 1 0 --rates 0.4 0.6"
+    header, _, *rows = run("agent", *setting.split(), "--work", str(tmp_path / "work"))
+    assert cells(header)[:3] == ["asked", "widths by", "flops_kept"]
+    found = [tuple(cells(row)[:2]) for row in rows]
+    assert found == [(rate, way) for rate in ("0.4", "0.6") for way in ("agent", "uniform", "greedy", "greedy, no fit")]
+    for row in rows:
+        rate, way, kept, reward, before, after = cells(row)
+        assert float(kept) <= float(rate)
+        assert re.fullmatch(r"\d+\.\d\d %", before)
+        assert before == after  # nothing was trained
+        assert (reward == "-") is way.startswith("greedy")
+
+
+def test_the_agent_names_the_data_that_is_missing(run: Run, tmp_path: Path) -> None:
+    (complaint,) = run("agent", "--data-root", str(tmp_path), "--work", str(tmp_path / "work"), code=2)
+    assert complaint.startswith(f"error: data set fashion_mnist: {tmp_path}/FashionMNIST/raw/")
