@@ -30,9 +30,9 @@ WEIGHT_COLUMNS = (
     "chosen",
 )
 PHASES = (
-    "dense networks, preparations",
-    "methods without a penalty; the grid of the others",
-    "other seeds of penalised methods",
+    "dense networks",
+    "preparations, methods without a penalty, the grid of the others",
+    "prepared methods, other seeds of penalised ones",
     "test split",
     "scratch controls",
 )
