@@ -269,8 +269,9 @@ def _look(model: nn.Module, coupling: Coupling, example: Tensor) -> tuple[list[L
     found: list[_Found] = []
     with evaluating(model), _Watch(model, found.append):
         model(example[:1])
-    seen, biases = [each.weight for each in found], [each.bias for each in found if each.bias is not None]
-    reasons = {layer_of(each.weight) or each.weight: SHARED for each in found if biases.count(each.bias) > 1}
+    seen, biases = [each.weight for each in found], [each.bias for each in found]
+    shared = {bias for bias in biases if bias is not None and biases.count(bias) > 1}
+    reasons = {layer_of(each.weight) or each.weight: SHARED for each in found if each.bias in shared}
     for call in coupling.calls:
         uses = seen.count(call.weight)
         if uses != 1 or call.along is not None:
