@@ -30,6 +30,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 WITH_RAY = ("search", "deploy", "docs", "test_benchmarks.py")  # a Ray for each file is enough, and quicker
 WRONG = "cut and masked network differ by 1.0e-01"
+TWICE = "its weight is used more than once"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +49,7 @@ def make_stage(store: StageStore, parent: Stage | None, kind: StageKind, paramet
         kind=kind,
         parameters=parameters,
         frozen=tuple(FrozenGroup(group=name, channels=8, reason=WRONG) for name in parameters.get("frozen", ())),
+        unrepaired=dict.fromkeys(parameters.get("unrepaired", ()), TWICE),
         cost=Cost(train_flops=3_000_000, seconds=1.5),
         **whereabouts(),
     )
@@ -106,7 +108,7 @@ def make_trial(store: StageStore, weight: float, ratio: float, iterations: int =
 
 @pytest.fixture
 def add_trial() -> Callable[..., None]:
-    """make_trial(store, weight, ratio, iterations=3, frozen=[...], latency=True)."""
+    """make_trial(store, weight, ratio, iterations=3, frozen=[...], unrepaired=[...], latency=True)."""
     return make_trial
 
 

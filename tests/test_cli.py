@@ -185,6 +185,20 @@ def test_status_names_the_groups_that_stay_whole(run: Run, study: StageStore, ad
     assert points["frozen_groups"].dropna().tolist() == ["conv1, conv2"] * 2
 
 
+def test_status_names_the_layers_that_were_not_repaired(
+    run: Run, study: StageStore, add_trial: Callable[..., None]
+) -> None:
+    assert not any("not repaired" in line for line in lines(run("status", "small")))
+    add_trial(study, 1e-2, 0.3, iterations=2, unrepaired=["conv3"])
+    *_, heading, header, only = lines(run("status", "small"))
+    assert heading == "Layers that lost inputs and were not repaired"
+    assert header.split() == ["layer", "stages", "reason"]
+    assert only.split() == ["conv3", "2", "its", "weight", "is", "used", "more", "than", "once"]
+    assert Study(study.root).unrepaired().to_dict("records") == [
+        {"layer": "conv3", "stages": 2, "reason": "its weight is used more than once"}
+    ]
+
+
 def test_status_of_a_young_study(run: Run, study: StageStore) -> None:
     StageStore(study.root.parent / "young").prepare()
     printed = lines(run("status", "young"))

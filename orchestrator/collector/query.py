@@ -28,6 +28,7 @@ from orchestrator.claim import Owner
 from orchestrator.collector.confirmed import confirmed_frame, confirming
 from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
+from orchestrator.collector.remarks import frozen_in, unrepaired_in
 from orchestrator.collector.trials import stopped_of, trials_of
 from orchestrator.files import Place, Uri, located, open_files, reason_of
 from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
@@ -71,10 +72,11 @@ SCHEMA = pa.schema(
         ("path_train_flops", pa.float64()),
         ("path_seconds", pa.float64()),
         ("frozen_groups", pa.string()),  # those that verification froze in this stage, with commas
+        ("unrepaired_layers", pa.string()),  # those that the method's repair could not treat in this stage, with commas
         ("created", pa.string()),
     ]
 )
-REPEATED = ["kind", "model", "dataset", "method", "frozen_groups"]  # a few values again and again
+REPEATED = ["kind", "model", "dataset", "method", "frozen_groups", "unrepaired_layers"]  # a few values again and again
 DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
 OF_POINTS = [name for name in SCHEMA.names if name in Point.model_fields]
 CONFIRMED_COLUMNS = {
@@ -212,13 +214,12 @@ class Study:
         return pd.DataFrame([_failure_row(failure) for failure in found], columns=FAILURE_COLUMNS)
 
     def frozen(self) -> pd.DataFrame:
-        """The groups that verification kept whole: group, channels, reason, and in how many stages."""
-        table = self._table()
-        keys = _oldest_first(table.filter(pc.is_valid(table["frozen_groups"])))["key"].to_pylist()
-        found = [frozen.model_dump() for key in keys for frozen in self.store.stage(key).frozen]
-        groups = pd.DataFrame(found, columns=["group", "channels", "reason"]).groupby("group", sort=False)
-        answers = {"channels": ("channels", "max"), "stages": ("group", "size"), "reason": ("reason", "first")}
-        return groups.agg(**answers).reset_index()
+        """The groups that verification kept whole: group, channels, in how many stages, reason."""
+        return frozen_in(self.store, self._table())
+
+    def unrepaired(self) -> pd.DataFrame:
+        """The layers that no repair could treat: layer, in how many stages, reason."""
+        return unrepaired_in(self.store, self._table())
 
     def status(self) -> Status:
         """How far the study is; answers from the first minute on."""
@@ -319,7 +320,8 @@ class Study:
     def _row(self, key: str) -> Row:
         stage = self.store.stage(key)
         row = _point_row(self.store.point(key)) if self.store.has_point(key) else _stage_row(stage)
-        return {**row, "frozen_groups": ", ".join(frozen.group for frozen in stage.frozen) or None}
+        frozen, unrepaired = ", ".join(one.group for one in stage.frozen), ", ".join(stage.unrepaired)
+        return {**row, "frozen_groups": frozen or None, "unrepaired_layers": unrepaired or None}
 
 
 def parse_flops(text: str, name: str = "max_flops") -> int:

@@ -104,6 +104,7 @@ def page_data(study: Study) -> dict[str, Any]:
         "failures": _records(study.failures().tail(LISTED)),
         "stopped": _stopped(trials),
         "frozen": _records(study.frozen()) if stages["frozen_groups"].notna().any() else [],
+        "unrepaired": _records(study.unrepaired()) if stages["unrepaired_layers"].notna().any() else [],
         "commands": {
             "export": export_command(study.path),
             "allow": allowances(*points["model"].unique(), *points["dataset"].unique()),

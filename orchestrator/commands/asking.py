@@ -126,6 +126,11 @@ def _print_remarks(asked: "Study", now: "Status") -> None:
         typer.echo()
         print_heading("Groups left whole: their cut, tried on the model's own weights, was not right")
         print_frame(frozen, {"group": str, "channels": str, "stages": str, "reason": first_line})
+    unrepaired = asked.unrepaired()
+    if len(unrepaired):
+        typer.echo()
+        print_heading("Layers that lost inputs and were not repaired")
+        print_frame(unrepaired, {"layer": str, "stages": str, "reason": first_line})
     if now.damaged:
         typer.echo()
         print_heading("Stages that cannot be read, and those that were moved aside to be computed again")

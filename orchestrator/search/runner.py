@@ -299,6 +299,18 @@ def _announce(this: _Launch, proposals: Proposals) -> None:
         say(this.console, f"budget left: {proposals.left}")
 
 
+def _remarks(study: Study) -> Iterator[str]:
+    """What did not go the usual way in the study's stages."""
+    for one in study.frozen().itertuples():
+        yield f"group {one.group} ({one.channels} channels) left whole in {_stages(one.stages)}: {one.reason}"
+    for one in study.unrepaired().itertuples():
+        yield f"layer {one.layer} not repaired in {_stages(one.stages)}: {one.reason}"
+
+
+def _stages(count: int) -> str:
+    return f"{count} stage" + ("s" if count > 1 else "")
+
+
 def _larger(proposals: Proposals, budget: Budget) -> str:
     """Which budget is used up, and how to go on."""
     if proposals.time_is_up and budget.hours is not None:
@@ -325,9 +337,8 @@ def _conclude(this: _Launch, proposals: Proposals, counts: Counts) -> Summary:
         say(this.console, f"{len(proposals.stops)} trials stopped early, what was left of them could not matter")
     for index, reason in failures.items():
         say(this.console, f"trial {index} failed: {reason}")
-    for frozen in Study(this.store.root).frozen().itertuples():
-        where = f"{frozen.stages} stage" + ("s" if frozen.stages > 1 else "")
-        say(this.console, f"group {frozen.group} ({frozen.channels} channels) left whole in {where}: {frozen.reason}")
+    for remark in _remarks(Study(this.store.root)):
+        say(this.console, remark)
     if proposals.exhausted:
         say(this.console, "the space holds no other trial")
     elif proposals.finished < this.space.budget.trials and proposals.spent:

@@ -35,6 +35,7 @@ from orchestrator.record import (
 from orchestrator.store import StageStore, write_record
 
 TRAIN_FLOPS = 1000  # of every stage
+UNREPAIRED = {"conv2": "its weight is used more than once"}
 FROZEN = FrozenGroup(group="conv1", channels=32, reason="cut and masked network differ by 1.0e-01")
 
 
@@ -96,6 +97,7 @@ def run(
                     kind=kind,
                     parameters=parameters,
                     frozen=(FROZEN,) if kind == "cut" and "freezes" in spec.method_options else (),
+                    unrepaired=UNREPAIRED if kind == "cut" and "freezes" in spec.method_options else {},
                     cost=Cost(train_flops=TRAIN_FLOPS),
                     **whereabouts(),
                 ),

@@ -117,6 +117,7 @@ def test_groups_that_stay_whole_are_said(search: Search, space_file: Write) -> N
     cuts = sum(stage.kind == "cut" for stage in search.store().stages())
     said = f"group conv1 (32 channels) left whole in {cuts} stages: cut and masked network differ by 1.0e-01"
     assert said in printed
+    assert f"layer conv2 not repaired in {cuts} stages: its weight is used more than once" in printed
 
 
 @pytest.mark.usefixtures("ray_on_loopback")

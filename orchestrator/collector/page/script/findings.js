@@ -91,7 +91,7 @@ function importanceOf({ of, samples, explained, settings, silence }) {
 }
 
 function showTroubles({ data }) {
-    const { failures, stopped, frozen, state } = data;
+    const { failures, stopped, frozen, unrepaired, state } = data;
     const several = new Set([...data.study.methods, ...failures.map(({ method }) => method)]).size > 1;
     const settings = ["regularization_weight", "pruning_ratio"];
     const parts = [
@@ -126,6 +126,15 @@ function showTroubles({ data }) {
                   ["group", "reason", "channels", "stages"],
                   frozen.map((one) => [one.group, one.reason, numberText(one.channels), numberText(one.stages)]),
                   frozen.length,
+                  [1],
+              )
+            : null,
+        unrepaired.length
+            ? troubleTable(
+                  "Layers that lost inputs and were not repaired",
+                  ["layer", "reason", "stages"],
+                  unrepaired.map((one) => [one.layer, one.reason, numberText(one.stages)]),
+                  unrepaired.length,
                   [1],
               )
             : null,
