@@ -20,6 +20,7 @@ model = "cifarnet"
 dataset = "digits"
 method = "conditional_agent"
 iterations = 1
+group_cap = 0.8
 regularization_weight = 0.0
 dense = { epochs = 1, learning_rate = 0.1, batch_size = 64 }
 sparse = { epochs = 0, learning_rate = 0.1 }
@@ -84,7 +85,7 @@ def test_other_mistakes_are_one_line(run: Run) -> None:
     result = run("--rates", "0.5,0.5")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "rates are 0.5, 0.5; give at least one, each once" in result.stderr
-    result = run("--group-cap", "1.5")
+    result = run("--group-cap", "0")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "group_cap" in result.stderr
 
