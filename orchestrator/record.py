@@ -155,6 +155,7 @@ class Stage(Record):
     kind: StageKind
     parameters: dict[str, Any]
     frozen: tuple[FrozenGroup, ...] = ()  # by the verification in this stage
+    unrepaired: dict[str, str] = {}  # layers that the method's repair could not treat after the cut, with the reason
     files: dict[str, str] | None = None  # SHA-256 of the stage's other files, by the store as it publishes them
     cost: Cost
     created: str

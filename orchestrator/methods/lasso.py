@@ -27,7 +27,7 @@ from orchestrator.network.coupling import Bools
 
 Doubles = npt.NDArray[np.float64]
 FIRST_ALPHA = 1e-3  # the authors'; here beside an error that is 1/2 where nothing is left of the output
-BISECTIONS = 60
+NEGLIGIBLE = 1e-6  # of the alpha that leaves nothing
 
 
 class LassoOptions(Options):
@@ -72,9 +72,9 @@ def choose(subject: Subject, budget: Budget) -> Plan:
     return Plan.from_mask(coupling, kept & rest.mask(coupling))
 
 
-def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
+def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
     """Fit the layers that have lost what they read to what they made before, front to back."""
-    reconstruct_(small, subject, plan, subject.options.fitting)
+    return reconstruct_(small, subject, plan, subject.options.fitting)
 
 
 def _widths(subject: Subject, budget: Budget, norms: Floats) -> dict[str, int]:
@@ -137,43 +137,50 @@ def contributions(call: LayerCall, moments: Moments, weight: Tensor, group: Grou
 
 
 def lasso_at(gram: Doubles, against: Doubles, count: int) -> Doubles:
-    """[channels] the LASSO solution of `count` entries that are not 0, or the nearest with more that there is.
+    """[channels] the LASSO solution with `count` entries that are not 0, or that with the fewest above it.
 
-    alpha is doubled until no more are left than wanted, then bisected. Fewer may be left where channels are
-    exactly 0 or alike at any alpha.
+    alpha is doubled until no more are left than wanted, then bisected. Where there are so few samples, or channels so
+    alike, that no alpha leaves as many, the solution at a negligible alpha.
     """
     from sklearn.exceptions import ConvergenceWarning  # a second to import, and of no use to other methods
     from sklearn.linear_model import Lasso
 
-    values, vectors = np.linalg.eigh(gram)
-    shown = values > max(values[-1], 0.0) * 1e-12
-    roots = np.sqrt(np.where(shown, values, 0.0))
-    samples = np.sqrt(len(gram)) * roots[:, None] * vectors.T  # as many as channels: with the same Gram matrix
-    wanted = np.sqrt(len(gram)) * np.where(shown, vectors.T @ against / np.where(shown, roots, 1.0), 0.0)
-    lasso = Lasso(fit_intercept=False, warm_start=True, tol=1e-8, max_iter=5000)
+    samples, target = _written_out(gram, against)
+    lasso = Lasso(fit_intercept=False, warm_start=True, precompute=len(gram) * gram, tol=1e-7, max_iter=2000)
 
     def solve(alpha: float) -> Doubles:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # channels that are alike: any of them will do
-            found: Doubles = lasso.set_params(alpha=alpha).fit(samples, wanted).coef_.copy()
+            found: Doubles = lasso.set_params(alpha=alpha).fit(samples, target).coef_.copy()
         return found
 
     low, high = 0.0, FIRST_ALPHA
-    found = solve(high)
-    best = found
+    found = best = solve(high)
     while np.count_nonzero(found) > count:
         low, high, best = high, 2 * high, found
         found = solve(high)
-    for _ in range(BISECTIONS):
-        left = np.count_nonzero(found)
-        if left == count:
-            return found
-        if left > count or np.count_nonzero(best) < left:  # enough; or none had as many before
-            best = found
+    negligible = NEGLIGIBLE * max(float(np.abs(against).max()), np.finfo(np.float64).tiny)
+    while np.count_nonzero(found) != count and high - low > negligible:
         alpha = (low + high) / 2
         found = solve(alpha)
-        low, high = (alpha, high) if np.count_nonzero(found) > count else (low, alpha)
-    return best
+        left = np.count_nonzero(found)
+        if left >= count or low == 0.0:  # the fewest above; as long as there are none, the most below
+            best = found
+        low, high = (alpha, high) if left > count else (low, alpha)
+    return found if np.count_nonzero(found) == count else best
+
+
+def _written_out(gram: Doubles, against: Doubles) -> tuple[Doubles, Doubles]:
+    """A regression with as many samples as channels, [channels, channels] and [channels], that has these products.
+
+    Both are scaled by the root of the number of samples, by which scikit-learn divides. With PyTorch's own linear
+    algebra: NumPy's threads know nothing of how many this process may use.
+    """
+    values, vectors = torch.linalg.eigh(torch.from_numpy(gram))
+    roots = torch.where(values > 1e-12 * values.max(), values, 0.0).sqrt()
+    target = torch.where(roots > 0, vectors.T @ torch.from_numpy(against) / roots, 0.0)
+    samples = roots[:, None] * vectors.T
+    return np.sqrt(len(gram)) * samples.numpy(), np.sqrt(len(gram)) * target.numpy()
 
 
 LASSO = Method(

@@ -23,6 +23,7 @@ Kind = Literal["convolution", "transposed", "linear"]
 aten = torch.ops.aten
 
 TWICE = "its weight is used more than once"
+SHARED = "its bias is used more than once"
 COMPUTED = "its weight is computed before it is used, or used in another shape"
 ALONG = "it runs along channels"
 
@@ -268,8 +269,9 @@ def _look(model: nn.Module, coupling: Coupling, example: Tensor) -> tuple[list[L
     found: list[_Found] = []
     with evaluating(model), _Watch(model, found.append):
         model(example[:1])
-    seen = [each.weight for each in found]
-    reasons: dict[str, str] = {}
+    seen, biases = [each.weight for each in found], [each.bias for each in found]
+    shared = {bias for bias in biases if bias is not None and biases.count(bias) > 1}
+    reasons = {layer_of(each.weight) or each.weight: SHARED for each in found if each.bias in shared}
     for call in coupling.calls:
         uses = seen.count(call.weight)
         if uses != 1 or call.along is not None:

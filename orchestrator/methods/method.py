@@ -1,6 +1,6 @@
 """What a pruning method is: three answers, behind one contract."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +75,7 @@ class Method:
     penalty: given a subject and a regularization_weight > 0, a context in which its Penalty acts; hooks on the model
     are gone when it closes. None: the method trains without one, and regularization_weight means nothing to it.
     repair_: makes up for what the cut lost, on the cut model in place, given the subject before the cut and the plan.
+    It returns the layers that read less than before and that it could not treat, each with the reason, if any.
     fingerprint: for options that name files, what stands for them in a stage's key in place of their paths; raises
     InvalidInput for a file that is missing. check: raises InvalidInput for options that do not go with a network;
     its subject has no weights and no calibration.
@@ -87,7 +88,7 @@ class Method:
     choose: Choose
     options: type[Options] = Options
     penalty: Callable[[Subject, float], AbstractContextManager[Penalty]] | None = None
-    repair_: Callable[[nn.Module, Subject, Plan], None] | None = None
+    repair_: Callable[[nn.Module, Subject, Plan], Mapping[str, str] | None] | None = None
     fingerprint: Callable[[Any], dict[str, str]] | None = None
     check: Callable[[Subject], None] | None = None
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.methods.branches import Joins
-from orchestrator.methods.layers import LayerCall, calls, evaluating, outputs, patches, places_of, watching
+from orchestrator.methods.layers import LayerCall, calls, evaluating, left_out, outputs, patches, places_of, watching
 from orchestrator.methods.least_squares import Moments, Shrinkage, least_squares
 from orchestrator.methods.method import Subject
-from orchestrator.network import Plan
+from orchestrator.network import Coupling, Plan
 from orchestrator.network.coupling import Bools
+from orchestrator.network.recording import layer_of
 from orchestrator.network.solve import Ints
 
 SAMPLES_PER_UNKNOWN = 20
@@ -35,18 +36,22 @@ class Fitting:
     residual: bool = True
 
 
-def reconstruct_(small: nn.Module, subject: Subject, plan: Plan, fitting: Fitting) -> None:
+def reconstruct_(small: nn.Module, subject: Subject, plan: Plan, fitting: Fitting) -> dict[str, str]:
     """Fit every layer of a cut network that has lost something that it read, front to back. In place.
 
-    Layers that `left_out` names stay as they are.
+    Returns those that have lost and cannot be fitted, each with the reason (see layers.left_out): they stay as cut.
     """
     kept = plan.mask(subject.coupling)
+    if kept.all():
+        return {}
     work = Reconstruction(subject, fitting)
     own = {call.weight: call for call in calls(small, subject.coupling.restrict(plan), work.batches[0])}
     for call in work.calls:
-        if reads_lost(call, kept) and call.weight in own:
+        if reads_lost(call, kept):
             mine = own[call.weight]
             work.fit_(small, mine, work.moments(small, [mine], kept)[call.weight])
+    reasons = left_out(subject.model, subject.coupling, work.batches[0])
+    return {layer: reason for layer, reason in reasons.items() if layer in _losing(subject.coupling, kept)}
 
 
 def reads_lost(call: LayerCall, kept: Bools) -> bool:
@@ -190,6 +195,15 @@ class _Pass:
             return
         if all(self.seen[weight].shortcut is not None for weight in self.joined):
             raise _Enough
+
+
+def _losing(coupling: Coupling, kept: Bools) -> set[str]:
+    """The layers, followed or not, that have lost something that they read."""
+    made = {key for group in coupling.groups for key in group.made}
+    read = {
+        key: channels for key, channels in coupling.dims.items() if key not in made and len(coupling.shapes[key[0]]) > 1
+    }
+    return {layer_of(name) or name for (name, _), channels in read.items() if not _stays(channels, kept).all()}
 
 
 def _stays(channels: Ints, kept: Bools) -> Bools:

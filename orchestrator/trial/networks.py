@@ -1,8 +1,8 @@
 """The network of a stage: built, rebuilt from what the store holds, trained, pruned."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -43,6 +43,7 @@ class Network:
     coupling: Coupling
     plan: Plan  # from the dense network to this one
     frozen: tuple[FrozenGroup, ...] = ()  # by verification, when this network was made
+    unrepaired: Mapping[str, str] = field(default_factory=dict)  # layers that repair could not treat, with the reason
 
 
 def rebuild(spec: TrialSpec, store: StageStore, key: str, *, device: str = "cpu") -> Network:
@@ -194,10 +195,12 @@ class Networks:
 
         found = verified(network.model, network.coupling, choose, example_of(self.setting.data))
         model = cut(network.model, found.coupling, found.plan)
+        unrepaired: Mapping[str, str] | None = None
         if method.repair_ is not None:
-            method.repair_(model, self._subject(replace(network, coupling=found.coupling), key), found.plan)
+            subject = self._subject(replace(network, coupling=found.coupling), key)
+            unrepaired = method.repair_(model, subject, found.plan)
         coupling, plan = found.coupling.restrict(found.plan), network.plan.then(found.plan)
-        return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen)
+        return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen, unrepaired=unrepaired or {})
 
 
 def subject_of(setting: Setting, model: nn.Module, coupling: Coupling, seed: int) -> Subject:

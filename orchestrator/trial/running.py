@@ -271,6 +271,7 @@ class Trial:
             kind=step.kind,
             parameters=step.parameters,
             frozen=network.frozen,
+            unrepaired=dict(network.unrepaired),
             cost=cost,
             **whereabouts(),
         )

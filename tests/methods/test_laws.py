@@ -12,7 +12,8 @@ from small_networks import EXAMPLE, NETWORKS, built, conv, subject_of
 from torch import Tensor, nn
 
 from orchestrator.methods import METHODS, Budget, Method, Subject
-from orchestrator.network import BudgetUnreachable, CostTable, Coupling, Plan, cut, measure, verify
+from orchestrator.methods.layers import LayerCall, calls, evaluating, outputs, watching
+from orchestrator.network import BudgetUnreachable, CostTable, Coupling, Plan, cut, measure, random_plan, verify
 from orchestrator.network.plan import removal_order
 
 CAP = 0.5
@@ -21,6 +22,9 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 every_network = pytest.mark.parametrize("network", NETWORKS)
 every_penalty = pytest.mark.parametrize(
     "method", [m for m in METHODS.values() if m.penalty], ids=[n for n, m in METHODS.items() if m.penalty]
+)
+every_repair = pytest.mark.parametrize(
+    "method", [m for m in METHODS.values() if m.repair_], ids=[n for n, m in METHODS.items() if m.repair_]
 )
 
 
@@ -212,3 +216,71 @@ def test_a_parameter_that_is_not_trained_gets_no_gradient(method: Method) -> Non
         changed()
     assert model.a.weight.grad is None
     assert model.b.weight.grad is not None
+
+
+@every_repair
+@every_network
+def test_repair_changes_weights_of_the_cut_model_and_nothing_else(method: Method, network: str) -> None:
+    model = built(network)
+    before, was = state(model), traces(model)
+    subject = subject_of(model, method)
+    plan = random_plan(subject.coupling, 0.5)
+    first, second = (cut(model, subject.coupling, plan) for _ in range(2))
+    shapes, left = {name: tensor.shape for name, tensor in state(first).items()}, traces(first)
+    method.repair_(first, subject, plan)
+    torch.rand(3)  # no global random state matters
+    method.repair_(second, subject, plan)
+    assert same(state(first), state(second))
+    assert traces(first) == left
+    assert {name: tensor.shape for name, tensor in state(first).items()} == shapes
+    assert all(tensor.isfinite().all() for tensor in state(first).values())
+    assert same(state(model), before)
+    assert traces(model) == was
+
+
+@every_repair
+@every_network
+def test_repair_brings_layers_nearer_to_what_they_made(method: Method, network: str) -> None:
+    """On the calibration pictures, over all layers that lost what they read, each relative to its own outputs."""
+    subject = subject_of(built(network), method)
+    plan = random_plan(subject.coupling, 0.5, seed=1)
+    small = cut(subject.model, subject.coupling, plan)
+    unrepaired = error_of(small, subject, plan)
+    method.repair_(small, subject, plan)
+    assert unrepaired > 0
+    assert error_of(small, subject, plan) <= unrepaired * (1 + 1e-6)
+
+
+@every_repair
+def test_nothing_is_repaired_where_nothing_was_lost(method: Method) -> None:
+    subject = subject_of(built("plain"), method)
+    small = cut(subject.model, subject.coupling, Plan(kept={}))
+    method.repair_(small, subject, Plan(kept={}))
+    assert same(state(small), state(subject.model))
+
+
+def error_of(small: nn.Module, subject: Subject, plan: Plan) -> float:
+    """The sum over layers that read less than before of the mean squared error of their outputs."""
+    coupling = subject.coupling
+    stays = np.append(plan.mask(coupling), True)
+    whole = made(subject.model, coupling, subject)
+    found = 0.0
+    for weight, (_, y) in made(small, coupling.restrict(plan), subject).items():
+        call, expected = whole[weight]
+        if not stays[call.reads].all():
+            expected = expected[:, torch.from_numpy(stays[call.makes.reshape(-1)])]
+            found += float((y - expected).square().mean() / expected.square().mean())
+    return found
+
+
+def made(model: nn.Module, coupling: Coupling, subject: Subject) -> dict[str, tuple[LayerCall, Tensor]]:
+    """What each layer makes of the calibration pictures: [samples, made]."""
+    found: dict[str, tuple[LayerCall, Tensor]] = {}
+    [(pictures, _)] = subject.calibration()
+
+    def see(call: LayerCall, x: Tensor, y: Tensor) -> None:
+        found[call.weight] = call, outputs(call, y).flatten(1).double()
+
+    with evaluating(model), watching(model, calls(model, coupling, pictures), see):
+        model(pictures)
+    return found

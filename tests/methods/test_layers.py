@@ -146,6 +146,14 @@ def test_layers_that_cannot_be_told_of_are_named() -> None:
         torch.testing.assert_close(product(call, model, x), outputs(call, y))
 
 
+def test_layers_that_share_a_bias_are_named() -> None:
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.ReLU(), conv(4, 5))
+    model[2].bias = model[0].bias
+    coupling = couple(model, EXAMPLE)
+    assert [call.layer for call in calls(model, coupling, EXAMPLE)] == ["4"]
+    assert left_out(model, coupling, EXAMPLE) == dict.fromkeys(["0", "2"], "its bias is used more than once")
+
+
 def test_a_pass_changes_no_mode_and_no_statistics() -> None:
     model = built("plain")
     model.norm.eval()

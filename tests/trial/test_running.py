@@ -407,16 +407,18 @@ def test_a_method_may_look_at_training_data_and_repair_what_is_cut(
         seen["batches"], seen["again"] = list(subject.calibration()), list(subject.calibration())
         return filter_norm.choose(subject, budget)
 
-    def repair_(model: nn.Module, subject: Subject, plan: Plan) -> None:
+    def repair_(model: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
         seen["widths"] = model.conv1.out_channels, subject.model.conv1.out_channels, len(plan.kept["conv1"])
         with torch.no_grad():
             model.classifier.weight.zero_()  # what it does is what is measured: a constant answer
+        return {"conv2": "it is made up"}
 
     made_up = replace(filter_norm, name="made_up", choose=choose, repair_=repair_)
     monkeypatch.setitem(METHODS, "made_up", made_up)
     outcome = trial.run(spec_of(method="made_up", iterations=1), store)
     assert outcome.failure is None
     assert outcome.points[1].accuracy_after_cut == pytest.approx(0.1, abs=0.02)
+    assert [store.stage(key).unrepaired for key in outcome.stages] == [{}, {}, {"conv2": "it is made up"}]
     cut, full, kept = seen["widths"]
     assert cut == kept < full == 32
     assert [tuple(pictures.shape) for pictures, _ in seen["batches"]] == [(128, 1, 8, 8)] * 8
