@@ -23,7 +23,7 @@ demo: $(BASE)
 	$(BIN)/orchestrator search search_spaces/digits_cifarnet.toml
 
 test: check
-	$(BIN)/pytest --cov -n auto --maxprocesses 8 --dist loadgroup
+	$(BIN)/pytest --cov -n auto --maxprocesses 8 --dist loadgroup --durations=25
 
 check: $(DEV)
 	$(BIN)/ruff check

