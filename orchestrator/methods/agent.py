@@ -62,10 +62,14 @@ def choose(subject: Subject, budget: Budget) -> Plan:
     return widths_plan(subject.coupling, walked(walk, actor.share), walk.ground.score)
 
 
-def repair_(small: nn.Module, subject: Subject, plan: Plan) -> None:
-    """Least squares on calibration pictures, front to back, in place; nothing where `repair` is off."""
-    if subject.options.repair:
-        reconstruct_(small, subject, plan, Fitting(places=subject.options.places))
+def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
+    """Least squares on calibration pictures, front to back, in place; nothing where `repair` is off.
+
+    Returns the layers that have lost and cannot be fitted, each with the reason.
+    """
+    if not subject.options.repair:
+        return {}
+    return reconstruct_(small, subject, plan, Fitting(places=subject.options.places))
 
 
 def check(subject: Subject, budget: Budget) -> None:
