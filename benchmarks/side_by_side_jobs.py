@@ -41,7 +41,7 @@ class Arena:
     model: str
     dataset: str
     epochs: tuple[int, int, int]  # dense, sparse in each iteration, recovery in each iteration
-    episodes: int  # of a teaching, for the method that is taught
+    episodes: int = 0  # of a teaching, for the method that is taught
     batch_size: int = 64
     augmentation: str = "none"
 

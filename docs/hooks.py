@@ -14,11 +14,11 @@ from typing import Any
 import click
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator
 from typer.main import get_command
 
 from orchestrator import cli
-from orchestrator.methods import METHODS
+from orchestrator.methods import METHODS, Options
 from orchestrator.record import Record, Schedule, TrialSpec
 from orchestrator.search.space import SECTIONS
 
@@ -108,24 +108,59 @@ def _section(title: str, record: type[Record]) -> str:
     return "\n".join([head, "", about, "", *_table(("field", "value", "default", "meaning"), rows)])
 
 
-def comments_of(record: type[Record]) -> dict[str, str]:
+def comments_of(record: type[BaseModel]) -> dict[str, str]:
     """What the source says beside each field."""
     found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(record), re.M)
     return dict(found)
 
 
 def methods() -> str:
-    """Every method with its source and its options."""
-    rows = []
+    """Every method with its source, and which of the answers it gives."""
+    rows = [
+        (f"`{name}`", _cell(method.source), _said(method.penalty), _said(method.repair_))
+        for name, method in METHODS.items()
+    ]
+    return "\n".join(_table(("method", "source", "penalty", "repairs"), rows))
+
+
+def method_options() -> str:
+    """Every option, with the methods that have it: value, default, meaning."""
+    having: dict[tuple[type[Options], str], list[str]] = {}
     for name, method in METHODS.items():
-        options = ", ".join(
-            f"`{key} = {_value(f.default, bare=True)}`" for key, f in method.options.model_fields.items()
-        )
-        rows.append((f"`{name}`", _cell(method.source), "yes" if method.penalty else "no", options))
-    return "\n".join(_table(("method", "source", "penalty", "method_options, with defaults"), rows))
+        for option in method.options.model_fields:
+            having.setdefault((_owner(method.options, option), option), []).append(name)
+    rows = []
+    for (owner, option), names in having.items():
+        of = "all" if len(names) == len(METHODS) else ", ".join(f"`{name}`" for name in names)
+        facts = _plain(owner.model_json_schema()["properties"][option])
+        default = _value(owner.model_fields[option].default)
+        rows.append((f"`{option}`", of, _kind(facts, counted=False), default, _cell(meanings_of(owner)[option])))
+    return "\n".join(_table(("option", "of", "value", "default", "meaning"), rows))
 
 
-GENERATED = {"commands": commands, "space": space, "methods": methods}
+def _owner(options: type[Options], name: str) -> type[Options]:
+    """The class that an option was written in."""
+    return next(one for one in reversed(options.__mro__) if name in one.__dict__.get("__annotations__", {}))
+
+
+def meanings_of(options: type[Options]) -> dict[str, str]:
+    """What a class of options says of each: in its docstring, where a sentence begins with names, or beside the field.
+
+    Names with commas between them have one meaning.
+    """
+    own = "|".join(options.__annotations__)
+    said = re.split(rf"(?:^|(?<=[.\n])\s+)((?:(?:{own})(?:, )?)+): ", inspect.getdoc(options) or "")
+    found = comments_of(options)
+    for names, meaning in zip(said[1::2], said[2::2], strict=True):
+        found |= dict.fromkeys(names.split(", "), meaning)
+    return found
+
+
+def _said(answer: object) -> str:
+    return "no" if answer is None else "yes"
+
+
+GENERATED = {"commands": commands, "space": space, "methods": methods, "method_options": method_options}
 
 
 # --- helpers ---

@@ -65,7 +65,7 @@ def choose(subject: Subject, budget: Budget) -> Plan:
 def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
     """Least squares on calibration pictures, front to back, in place; nothing where `repair` is off.
 
-    Returns the layers that could not be fitted, each with the reason.
+    Returns the layers that have lost inputs and cannot be fitted, each with the reason.
     """
     if not subject.options.repair:
         return {}

@@ -14,7 +14,7 @@ from doc_pages import PAGES, ROOT
 from typer.main import get_command
 
 from orchestrator import cli
-from orchestrator.methods import METHODS
+from orchestrator.methods import METHODS, Options
 from orchestrator.record import Schedule, TrialSpec
 from orchestrator.search.space import SECTIONS
 
@@ -98,7 +98,33 @@ def test_every_method_and_its_options_are_on_the_site(site: Path) -> None:
     text = (site / "how-to" / "methods.html").read_text()
     for name, method in METHODS.items():
         assert f"<code>{name}</code>" in text
-        assert [option for option in method.options.model_fields if f"<code>{option} = " not in text] == []
+        assert [option for option in method.options.model_fields if f"<code>{option}</code>" not in text] == []
+
+
+def test_every_option_of_a_method_says_what_it_means(hooks: ModuleType) -> None:
+    rows = hooks.method_options().splitlines()[3:]
+    said = {(row.split(" | ")[0], of) for row in rows if row for of in row.split(" | ")[1].split(", ")}
+    wanted = {
+        (f"| `{option}`", "all" if option in Options.model_fields else f"`{name}`")
+        for name, method in METHODS.items()
+        for option in method.options.model_fields
+    }
+    assert said == wanted
+    assert [row for row in rows if row and len(row.split(" | ")[4].strip(" |")) < 10] == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `residual_streams` | all | true or false | `false` | whether channels of",
+        "| `size_normalization` | `oicsr`, `separated_group_lasso` | true or false | `false` | the penalty of a group",
+        "| `length_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its bend",
+        "| `bend_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its bend",
+        '| `widths` | `lasso` | `"uniform"` or `"greedy"` | `"uniform"` | how many channels each group keeps:',
+    ],
+)
+def test_options_have_the_words_of_their_classes(hooks: ModuleType, row: str) -> None:
+    assert row in hooks.method_options()
 
 
 @pytest.mark.parametrize(
