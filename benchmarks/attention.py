@@ -38,6 +38,7 @@ from orchestrator.training.datasets import load
 NETWORKS = ("resnet20", "se_resnet20", "eca_resnet20")
 KEPT = (0.7, 0.5, 0.3)
 GRID = (1e-3, 3e-3)
+GROUP_CAP = 0.9  # one cut may have to go down to flops_kept 0.3
 NARROW_COST = 0.45  # of a step, what does not shrink with flops_kept: as side_by_side.py has it
 HEADER = (
     "network", "flops_kept", "reached", "regularization_weight", "test, before recovery", "test, after recovery",
@@ -72,6 +73,8 @@ class Size:
             data_root=given.data_root,
             device=given.device,
             iterations=1,
+            group_cap=GROUP_CAP,
+            kept=tuple(given.kept),
             options={given.method: {"residual_streams": not given.whole_streams}},
         )
 

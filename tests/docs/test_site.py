@@ -118,8 +118,8 @@ def test_every_option_of_a_method_says_what_it_means(hooks: ModuleType) -> None:
     [
         "| `residual_streams` | all | true or false | `false` | whether channels of",
         "| `size_normalization` | `oicsr`, `separated_group_lasso` | true or false | `false` | the penalty of a group",
-        "| `length_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its bend",
-        "| `bend_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its bend",
+        "| `length_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its",
+        "| `bend_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its",
         '| `widths` | `lasso` | `"uniform"` or `"greedy"` | `"uniform"` | how many channels each group keeps:',
     ],
 )
