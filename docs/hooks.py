@@ -140,7 +140,7 @@ def method_options() -> str:
 
 def _owner(options: type[Options], name: str) -> type[Options]:
     """The class that an option was written in."""
-    return next(one for one in reversed(options.__mro__) if name in one.__dict__.get("__annotations__", {}))
+    return next(one for one in reversed(options.__mro__) if name in inspect.get_annotations(one))
 
 
 def meanings_of(options: type[Options]) -> dict[str, str]:
