@@ -117,10 +117,10 @@ def test_every_option_of_a_method_says_what_it_means(hooks: ModuleType) -> None:
     "row",
     [
         "| `residual_streams` | all | true or false | `false` | whether channels of",
-        "| `size_normalization` | `oicsr`, `separated_group_lasso` | true or false | `false` | the penalty of a group",
-        "| `length_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its",
-        "| `bend_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's length and its",
-        '| `widths` | `lasso` | `"uniform"` or `"greedy"` | `"uniform"` | how many channels each group keeps:',
+        "| `size_normalization` | `oicsr`, `separated_group_lasso` | true or false | `false` | the penalty of",
+        "| `length_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's",
+        "| `bend_weight` | `feature_flow` | number, at least 0 | `1.0` | what multiplies the path's",
+        '| `widths` | `lasso` | `"uniform"` or `"greedy"` | `"uniform"` | how many channels',
     ],
 )
 def test_options_have_the_words_of_their_classes(hooks: ModuleType, row: str) -> None:

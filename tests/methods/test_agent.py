@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_networks import EXAMPLE, NETWORKS, Plain, built, subject_of, untaught_agent
+from torch import nn
 
 from orchestrator.methods import METHODS, Budget
 from orchestrator.methods.agent import check, ground_of, importance
 from orchestrator.methods.agent_file import HEADER, UnfitAgent, load_agent, signature
 from orchestrator.methods.agent_walk import FEATURES, Ground, Walk, walked
-from orchestrator.network import CostTable, cut, measure
+from orchestrator.network import CostTable, Plan, cut, measure
 
 AGENT = METHODS["conditional_agent"]
 BUDGET = Budget(flops=1, group_cap=0.5)
@@ -155,11 +156,22 @@ def test_repair_lowers_the_error_and_can_be_left_out() -> None:
         small = cut(model, subject.coupling, plan)
         before = {name: value.clone() for name, value in small.state_dict().items()}
         assert AGENT.repair_ is not None
-        AGENT.repair_(small, subject, plan)
+        assert AGENT.repair_(small, subject, plan) == {}
         with torch.no_grad():
             errors.append((small(pictures) - model(pictures)).square().mean().item())
     assert errors[0] < errors[1]
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+def test_layers_that_repair_cannot_treat_are_named() -> None:
+    model = built("plain").eval()
+    name = next(name for name, module in list(model.named_modules())[::-1] if isinstance(module, nn.Conv2d))
+    nn.utils.parametrizations.weight_norm(model.get_submodule(name))
+    subject = subject_of(model, AGENT)
+    plan = Plan(kept={group.name: tuple(range(group.size // 2)) for group in subject.coupling.groups})
+    assert AGENT.repair_ is not None
+    said = AGENT.repair_(cut(model, subject.coupling, plan), subject, plan)
+    assert said == {name: "its weight is computed before it is used, or used in another shape"}
 
 
 def test_a_file_gives_the_agent_back(tmp_path: Path) -> None:
