@@ -44,6 +44,7 @@ class Arena:
     episodes: int = 0  # of a teaching, for the method that is taught
     batch_size: int = 64
     augmentation: str = "none"
+    group_cap: float = 0.75  # largest share of a group that a cut may take: what two of OICSR's 0.5 take together
 
 
 @dataclass(frozen=True, kw_only=True)
