@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import fake_trial
 import pytest
@@ -18,8 +19,9 @@ from orchestrator.record import InvalidInput, Point, TrialRecord, TrialSpec, now
 from orchestrator.search import make_trackers
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.tracking import About, Following, Known, following
-from orchestrator.search.tracking.interface import Ended, settings_of
+from orchestrator.search.tracking.interface import Ended, Standing, settings_of
 from orchestrator.search.tracking.to_mlflow import tracking_uri
+from orchestrator.search.tracking.to_wandb import WandB
 from orchestrator.store import StageStore
 
 SETTINGS = ("method", "regularization_weight", "pruning_ratio", "iterations", "model", "dataset", "seed")
@@ -156,6 +158,24 @@ def test_a_point_that_was_written_in_part_is_written_again(trials: Trials, tmp_p
     launch(lambda told: trials.end(0, told))
     check(from_tensorboard(tmp_path / "tb" / f"small-{trials.about.identity[:6]}"), trials.store, digits=1e-7)
     check(from_mlflow(uri, "small"), trials.store)
+
+
+def test_what_wandb_was_told_last_is_told_again_after_a_kill(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [0.0]
+    first = WandB("project", clock=lambda: moments[0])
+    first.begin(trials.about, trials.store)
+    monkeypatch.setattr(first, "_open", lambda name, *rest: first._runs.setdefault(name, MagicMock()))
+
+    def noted_after(count: int, moment: float) -> int:
+        moments[0] = moment
+        first.standing(Standing(trials=count, train_flops=1, hypervolume=0.5, frontier_size=1, created=now()))
+        return WandB("project").begin(trials.about, trials.store).standings
+
+    assert [noted_after(1, 0.0), noted_after(2, 30.0), noted_after(3, 70.0), noted_after(4, 71.0)] == [0, 0, 1, 1]
+    study = first._runs["study"]
+    assert [call.kwargs for call in study.log.call_args_list] == [{"step": n, "commit": True} for n in range(1, 5)]
+    first.close()
+    assert WandB("project").begin(trials.about, trials.store).standings == 4
 
 
 def test_a_finished_study_is_told_to_a_tracker_that_comes_later(trials: Trials) -> None:

@@ -2,11 +2,16 @@
 
 Online only where the user has logged in; with WANDB_MODE=offline all stays in the folder wandb/, for `wandb sync`. Runs
 cannot be asked for there, so what has been written is noted in the study, in trackers/wandb-<project>.json; without
-that file a launch writes all trials again, to runs of the same ids.
+that file a launch writes all trials again, to runs of the same ids. W&B takes what it is told in a process of its own,
+and says that it has it only when a run is finished; so what the whole study's run was told last is told again by the
+next launch, should this one be killed.
 """
 
 import os
 import re
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -23,6 +28,7 @@ from orchestrator.search.tracking.interface import (
 from orchestrator.store import StageStore
 
 STUDY = "study"
+SETTLED_SECONDS = 60.0  # after which what W&B was told is taken to be written
 ALLOWED = "give the name of a project, or entity/project"
 # Nothing of the machine, of its folders and of what is printed: a run holds what is told here.
 QUIET: dict[str, Any] = {
@@ -42,7 +48,7 @@ QUIET: dict[str, Any] = {
 class WandB:
     """Writes to a project, given as "project" or "entity/project"."""
 
-    def __init__(self, project: str) -> None:
+    def __init__(self, project: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises InvalidInput for a bad name and where nobody has logged in, and ImportError without wandb."""
         if not re.fullmatch(r"([^/]+/)?[^/\\#?%:]{1,128}", project):
             raise InvalidInput(f"--wandb is {project!r}; {ALLOWED}")
@@ -56,6 +62,8 @@ class WandB:
         self._settings = wandb.Settings(**QUIET)
         self._mode: Literal["online", "offline"] = _mode(wandb)
         self._runs: dict[str, Any] = {}
+        self._told: deque[tuple[float, int]] = deque()  # moments and standings that may not have arrived yet
+        self._clock = clock
 
     @property
     def name(self) -> str:
@@ -93,14 +101,21 @@ class WandB:
             run = self._open(STUDY, f"study {self._about.name}", {})
             for name in ("hypervolume", "frontier_size"):
                 run.define_metric(name, step_metric="train_flops")
-        self._runs[STUDY].log({**study_figures(standing), "trials": standing.trials}, step=standing.trials)
-        self._known.standings = standing.trials
+        row = {**study_figures(standing), "trials": standing.trials}
+        self._runs[STUDY].log(row, step=standing.trials, commit=True)
+        self._told.append((self._clock(), standing.trials))
+        while self._told and self._told[0][0] <= self._clock() - SETTLED_SECONDS:
+            self._known.standings = self._told.popleft()[1]
         self._note()
 
     def close(self) -> None:
         for run in self._runs.values():
             run.finish()
         self._runs = {}
+        if self._told:
+            self._known.standings = self._told[-1][1]
+            self._told.clear()
+            self._note()
 
     def _run(self, index: int, spec: TrialSpec) -> Any:
         name = str(index)
