@@ -39,6 +39,7 @@ def launched(space: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A driver, whose trackers write into the folder; ended at the latest when it is left."""
     paths = os.pathsep.join(map(str, [DRIVER.parents[2], *sys.path]))
     environment = os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
+    environment.pop("WANDB_SERVICE", None)  # that of other tests in this process, which would outlive a killed driver
     command = [sys.executable, str(DRIVER), str(space), str(folder / "results"), str(folder)]
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, **streams) as process:
