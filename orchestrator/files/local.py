@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from orchestrator.files.patience import Patience
 
 STAGING = "staging"
 ERASED = ".erased."  # what a folder is called while it is removed
+ASIDE, PROBE, DISCARDED = "file", "probe", "discarded"  # what is in STAGING for a moment only
+MOMENT_SECONDS = 3600.0  # whoever has not ended such a moment by then was killed in it
 
 
 class LocalFiles(Files):
@@ -21,14 +24,16 @@ class LocalFiles(Files):
     def __init__(self, root: Path, patience: Patience) -> None:
         self.root: Path = root
         self.patience = patience
+        self._swept = False
 
     @patient
     def prepare(self, folders: Sequence[str]) -> None:
         for name in (STAGING, *folders):
             (self.root / name).mkdir(parents=True, exist_ok=True)
-        probe = self.root / STAGING / f"probe.{uuid.uuid4().hex}"
+        probe = self.root / STAGING / f"{PROBE}.{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
+        self._sweep()
 
     @patient
     def read(self, name: str) -> bytes | None:
@@ -48,7 +53,7 @@ class LocalFiles(Files):
 
     @patient
     def write(self, name: str, content: bytes) -> None:
-        path, aside = self.root / name, self.root / STAGING / f"file.{uuid.uuid4().hex}"
+        path, aside = self.root / name, self.root / STAGING / f"{ASIDE}.{uuid.uuid4().hex}"
         for folder in (aside.parent, path.parent):
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -139,7 +144,7 @@ class LocalFiles(Files):
 
     @patient
     def discard(self, name: str, last: str) -> None:
-        aside = self.root / STAGING / f"discarded.{uuid.uuid4().hex}"
+        aside = self.root / STAGING / f"{DISCARDED}.{uuid.uuid4().hex}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             (self.root / name).rename(aside)
@@ -162,6 +167,17 @@ class LocalFiles(Files):
 
     def read_ahead(self, names: Sequence[str]) -> None:
         """Nothing: a file system reads ahead by itself."""
+
+    def _sweep(self) -> None:
+        """Remove what killed processes were writing or removing; a stage's folder is its next owner's to remove."""
+        if self._swept:
+            return
+        self._swept = True
+        for left in (self.root / STAGING).iterdir():
+            with suppress(OSError):  # ended in this very moment
+                named = left.name.partition(".")[0] in (ASIDE, PROBE, DISCARDED)
+                if named and time.time() - left.stat().st_mtime > MOMENT_SECONDS:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _created_before(self, path: Path, content: bytes) -> "HeldFile | None":
         """The file of an earlier try whose answer was lost: what is created says who created it."""

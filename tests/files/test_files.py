@@ -136,6 +136,24 @@ def test_reading_ahead_changes_no_answer(files: Files) -> None:
     assert files.read("notes/one") == b"2"
 
 
+# --- a file system alone ---
+
+
+def test_what_killed_processes_were_writing_is_removed_an_hour_later(tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    for name in ("discarded.1", "0a1b2c.7"):
+        (staging / name).mkdir(parents=True)
+        (staging / name / "weights").touch()
+    for name in ("file.1", "file.2", "probe.1"):
+        (staging / name).touch()
+    long_ago = time.time() - local.MOMENT_SECONDS - 60
+    for name in ("discarded.1", "0a1b2c.7", "file.1", "probe.1"):
+        os.utime(staging / name, (long_ago, long_ago))
+    LocalFiles(tmp_path, QUICK).prepare(["stages"])
+    # file.2 may be written at this moment; the folder is of a stage, and goes when its claim passes on.
+    assert sorted(os.listdir(staging)) == ["0a1b2c.7", "file.2"]
+
+
 # --- answers that are lost on the way ---
 
 

@@ -66,7 +66,8 @@ def assert_sound(root: Path) -> None:
     states = {one.state for one in optuna.load_study(study_name=root.name, storage=journal).get_trials()}
     assert not states & {optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING}
     assert [folder.name for folder in (root / "claims").iterdir() if sight(folder)] == []
-    assert list((root / "staging").iterdir()) == []
+    # What a worker was writing in the moment of its death stays for an hour: tests/files/test_files.py.
+    assert [one.name for one in (root / "staging").iterdir() if not one.name.startswith("file.")] == []
     assert store.duplicates() == 0
     log = root / "computed.txt"
     if log.exists():  # fake trials write it
