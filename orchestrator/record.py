@@ -153,7 +153,9 @@ class Sensed(Record):
 
 
 class FrozenGroup(Record):
-    """A group of channels that stays whole because its cut, tried on the model's own weights, was not right."""
+    """A group of channels that stays whole: its cut, tried on the model's own weights, was not right, or its method
+    cannot treat it.
+    """
 
     group: str
     channels: Annotated[int, Field(ge=1)]
@@ -167,7 +169,7 @@ class Stage(Record):
     parent: str | None
     kind: StageKind
     parameters: dict[str, Any]
-    frozen: tuple[FrozenGroup, ...] = ()  # by the verification in this stage
+    frozen: tuple[FrozenGroup, ...] = ()  # in this stage, by verification or by the method
     unrepaired: dict[str, str] = {}  # layers that the method's repair could not treat after the cut, with the reason
     files: dict[str, str] | None = None  # SHA-256 of the stage's other files, by the store as it publishes them
     cost: Cost

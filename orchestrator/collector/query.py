@@ -214,7 +214,7 @@ class Study:
         return pd.DataFrame([_failure_row(failure) for failure in found], columns=FAILURE_COLUMNS)
 
     def frozen(self) -> pd.DataFrame:
-        """The groups that verification kept whole: group, channels, in how many stages, reason."""
+        """The groups that verification or their method left whole: group, channels, in how many stages, reason."""
         return frozen_in(self.store, self._table())
 
     def unrepaired(self) -> pd.DataFrame:

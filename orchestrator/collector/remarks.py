@@ -14,7 +14,7 @@ Says = Callable[[Stage], Iterator[dict[str, Any]]]
 
 
 def frozen_in(store: StageStore, table: pa.Table) -> pd.DataFrame:
-    """The groups that verification kept whole: group, channels, stages, reason. table: the study's index."""
+    """The groups that were left whole: group, channels, stages, reason. table: the study's index."""
     found = _said(store, table, "frozen_groups", lambda stage: (one.model_dump() for one in stage.frozen))
     groups = pd.DataFrame(found, columns=["group", "channels", "reason"]).groupby("group", sort=False)
     answers = {"channels": ("channels", "max"), "stages": ("group", "size"), "reason": ("reason", "first")}

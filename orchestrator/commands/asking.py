@@ -124,7 +124,7 @@ def _print_remarks(asked: "Study", now: "Status") -> None:
     frozen = asked.frozen()
     if len(frozen):
         typer.echo()
-        print_heading("Groups left whole: their cut, tried on the model's own weights, was not right")
+        print_heading("Groups left whole")
         print_frame(frozen, {"group": str, "channels": str, "stages": str, "reason": first_line})
     unrepaired = asked.unrepaired()
     if len(unrepaired):

@@ -10,7 +10,6 @@ which the paper's does not know.
 """
 
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,7 +22,7 @@ from orchestrator.methods.compensation_readings import Layer, Sampling, read
 from orchestrator.methods.compensation_repair import Compensation, right_share
 from orchestrator.methods.compensation_search import StructuralSearch, Widths, allowed_widths, flops_of
 from orchestrator.methods.compensation_shifts import shifts
-from orchestrator.methods.layers import calls, left_out
+from orchestrator.methods.layers import LayerCall, calls, left_out
 from orchestrator.methods.method import Budget, Floats, Method, Options, Subject
 from orchestrator.methods.widths import widths_plan
 from orchestrator.network import BudgetUnreachable, Coupling, Plan, cut, greedy
@@ -31,6 +30,7 @@ from orchestrator.network.recording import layer_of
 from orchestrator.record import InvalidInput
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+UNREAD = "left whole by compensation, which can treat no layer that reads these channels"
 
 
 class CompensationOptions(Options):
@@ -53,7 +53,7 @@ class CompensationOptions(Options):
 
 
 def choose(subject: Subject, budget: Budget) -> Plan:
-    """Which channels stay: see CompensationOptions.widths. Groups that cannot be ranked stay whole, with a warning.
+    """Which channels stay: see CompensationOptions.widths. Groups that cannot be ranked stay whole: see left_whole.
 
     Raises BudgetUnreachable.
     """
@@ -66,17 +66,14 @@ def choose(subject: Subject, budget: Budget) -> Plan:
 
 def _ranked(subject: Subject, budget: Budget, layers: Sequence[Layer]) -> tuple[Plan, frozenset[str], Floats]:
     """The plan of our global ranking, the groups that it may cut, and each channel's place."""
-    coupling, names = subject.coupling, _treated(subject, layers)
-    untreated = ", ".join(sorted(subject.prunable() - names))
-    message = f"compensation leaves {untreated} whole: no layer that it can treat reads these channels"
+    coupling, names = subject.coupling, _treated(subject, [layer.call for layer in layers])
     order = places(coupling, names, [reading for layer in layers for reading in layer.readings])
     cap, step = budget.group_cap, budget.round_to
     try:
         plan = greedy(coupling, order, budget.flops, group_cap=cap, groups=names, round_to=step)
     except BudgetUnreachable as error:
-        raise BudgetUnreachable(f"{error}; {message}" if untreated else str(error)) from None
-    if untreated:
-        warnings.warn(message, stacklevel=3)
+        untreated = ", ".join(sorted(subject.prunable() - names))
+        raise BudgetUnreachable(f"{error}; {untreated}: {UNREAD}" if untreated else str(error)) from None
     return plan, names, order
 
 
@@ -98,6 +95,12 @@ def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) ->
     widths, drop = search.under(budget.flops)
     worth = {name: np.sort(order[coupling.by_name[name].channels])[::-1] for name in widths}
     return widths_plan(coupling, search.spent(widths, drop, budget.flops, worth), order)
+
+
+def left_whole(subject: Subject, example: Tensor) -> dict[str, str]:
+    """The groups that cannot be ranked, as no layer that reads them can be compensated, each with the reason."""
+    reading = _readers(subject, subject.prunable(), calls(subject.model, subject.coupling, example))
+    return dict.fromkeys(sorted(subject.prunable() - _treated(subject, reading)), UNREAD)
 
 
 def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
@@ -142,13 +145,18 @@ def _sampling(subject: Subject, batches: Batches) -> Sampling:
 
 def _layers(subject: Subject, names: frozenset[str], sampling: Sampling) -> list[Layer]:
     """The layers that read channels of these groups, with what they read."""
-    model, coupling, example = subject.model, subject.coupling, sampling.pictures[0]
-    wanted = np.zeros(coupling.channels + 1, bool)  # the last for fixed places
-    for name in names:
-        wanted[coupling.by_name[name].channels] = True
-    found = calls(model, coupling, example)
-    readers = [call for call in found if not call.depthwise and wanted[call.reads].any()]
+    model, example = subject.model, sampling.pictures[0]
+    found = calls(model, subject.coupling, example)
+    readers = _readers(subject, names, found)
     return read(model, readers, shifts(model, found, example), sampling, subject.options.damping)
+
+
+def _readers(subject: Subject, names: frozenset[str], found: Sequence[LayerCall]) -> list[LayerCall]:
+    """Those of the layers that read channels of these groups and can be compensated."""
+    wanted = np.zeros(subject.coupling.channels + 1, bool)  # the last for fixed places
+    for name in names:
+        wanted[subject.coupling.by_name[name].channels] = True
+    return [call for call in found if not call.depthwise and wanted[call.reads].any()]
 
 
 def _readers_in(coupling: Coupling, names: frozenset[str]) -> set[str]:
@@ -159,11 +167,11 @@ def _readers_in(coupling: Coupling, names: frozenset[str]) -> set[str]:
     return {layer_of(weight) or weight for weight, dim in members if len(coupling.shapes[weight]) > 1}
 
 
-def _treated(subject: Subject, layers: Sequence[Layer]) -> frozenset[str]:
-    """Groups that may lose channels, and are read by a layer that can be compensated."""
+def _treated(subject: Subject, readers: Sequence[LayerCall]) -> frozenset[str]:
+    """Groups that may lose channels, and are read by one of these layers."""
     seen = np.zeros(subject.coupling.channels + 1, bool)
-    for layer in layers:
-        seen[layer.call.reads] = True
+    for call in readers:
+        seen[call.reads] = True
     allowed = subject.prunable()
     return frozenset(name for name in allowed if seen[subject.coupling.by_name[name].start])
 
@@ -175,4 +183,5 @@ COMPENSATION = Method(
     options=CompensationOptions,
     choose=choose,
     repair_=repair_,
+    left_whole=left_whole,
 )

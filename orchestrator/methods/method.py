@@ -76,6 +76,8 @@ class Method:
     are gone when it closes. None: the method trains without one, and regularization_weight means nothing to it.
     repair_: makes up for what the cut lost, on the cut model in place, given the subject before the cut and the plan.
     It returns the layers that read less than before and that it could not treat, each with the reason, if any.
+    left_whole: the groups that could be cut and that `choose` leaves whole on principle, each with the reason. It is
+    given pictures [N, C, H, W] of noise to run the subject's model on, and sees no data.
     check: raises InvalidInput for what would end every trial with these options at its first cut. It sees the network
     before any training, and no data.
     fingerprint: for options that name files, what stands for them in a stage's key in place of their paths; raises
@@ -90,6 +92,7 @@ class Method:
     options: type[Options] = Options
     penalty: Callable[[Subject, float], AbstractContextManager[Penalty]] | None = None
     repair_: Callable[[nn.Module, Subject, Plan], Mapping[str, str] | None] | None = None
+    left_whole: Callable[[Subject, Tensor], Mapping[str, str]] | None = None
     fingerprint: Callable[[Any], dict[str, str]] | None = None
     check: Callable[[Subject, Budget], None] | None = None
 

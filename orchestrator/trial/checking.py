@@ -1,12 +1,10 @@
 """check(spec): what would end every trial of this kind at once, found before any work is started."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from orchestrator.methods import Budget, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, random_plan
@@ -14,7 +12,7 @@ from orchestrator.network.architectures import build, check_runs
 from orchestrator.network.plan import removal_order
 from orchestrator.network.weights import load_weights_
 from orchestrator.record import InvalidInput, TrialSpec
-from orchestrator.trial.networks import example_of
+from orchestrator.trial.networks import example_of, left_whole
 from orchestrator.trial.path import Setting
 from orchestrator.trial.verified import verified
 
@@ -34,15 +32,15 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
     example = example_of(data)
     found = verified(model, couple(model, example), random_plan, example)
     coupling = found.coupling
-    subject = Subject(
-        model=nn.Identity(), coupling=coupling, options=setting.options, calibration=lambda: (), seed=spec.seed
-    )
-    _check_budget(spec, coupling, subject.prunable())
+    subject = Subject(model=model, coupling=coupling, options=setting.options, calibration=lambda: (), seed=spec.seed)
+    untreated = left_whole(setting.method, subject, example)
+    _check_budget(spec, coupling, subject.prunable() - {one.group for one in untreated})
     if setting.method.check is not None:
         flops = int(CostTable(coupling).flops() * (1 - spec.pruning_ratio))
         budget = Budget(flops=flops, group_cap=spec.group_cap, round_to=spec.round_to)
-        setting.method.check(replace(subject, model=model), budget)
-    whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in found.frozen)
+        setting.method.check(subject, budget)
+    frozen = (*found.frozen, *untreated)
+    whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in frozen)
     return tuple(f"{spec.model}: {note}" for note in (*coupling.notes, *whole))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from orchestrator.methods import Budget, Subject
+from orchestrator.methods import Budget, Method, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, cut, random_plan
 from orchestrator.network.architectures import build
 from orchestrator.network.latency import Latency, latency
@@ -42,7 +42,7 @@ class Network:
     model: nn.Module
     coupling: Coupling
     plan: Plan  # from the dense network to this one
-    frozen: tuple[FrozenGroup, ...] = ()  # by verification, when this network was made
+    frozen: tuple[FrozenGroup, ...] = ()  # by verification or by the method, when this network was made
     unrepaired: Mapping[str, str] = field(default_factory=dict)  # layers that repair could not treat, with the reason
 
 
@@ -194,14 +194,23 @@ class Networks:
                 return recorded.since(network.plan)
             return method.choose(self.subject(replace(network, coupling=coupling), seed_of(key)), budget)
 
-        found = verified(network.model, network.coupling, choose, example_of(self.setting.data))
+        example = example_of(self.setting.data).to(self.device)
+        found = verified(network.model, network.coupling, choose, example)
+        chosen_from = self.subject(replace(network, coupling=found.coupling), seed_of(key))
+        frozen = (*found.frozen, *left_whole(method, chosen_from, example))
         model = cut(network.model, found.coupling, found.plan)
         unrepaired: Mapping[str, str] | None = None
         if method.repair_ is not None:
-            subject = self.subject(replace(network, coupling=found.coupling), seed_of(key))
-            unrepaired = method.repair_(model, subject, found.plan)
+            unrepaired = method.repair_(model, chosen_from, found.plan)
         coupling, plan = found.coupling.restrict(found.plan), network.plan.then(found.plan)
-        return Network(model=model, coupling=coupling, plan=plan, frozen=found.frozen, unrepaired=unrepaired or {})
+        return Network(model=model, coupling=coupling, plan=plan, frozen=frozen, unrepaired=unrepaired or {})
+
+
+def left_whole(method: Method, subject: Subject, example: Tensor) -> tuple[FrozenGroup, ...]:
+    """The groups of a subject that its method leaves whole on principle. example: [N, C, H, W] in the data's shape."""
+    reasons = {} if method.left_whole is None else method.left_whole(subject, example)
+    sizes = {name: subject.coupling.by_name[name].size for name in reasons}
+    return tuple(FrozenGroup(group=name, channels=sizes[name], reason=reasons[name]) for name in reasons)
 
 
 def subject_of(setting: Setting, model: nn.Module, coupling: Coupling, seed: int) -> Subject:

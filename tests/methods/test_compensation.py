@@ -464,12 +464,11 @@ def test_layers_that_cannot_be_treated_are_named() -> None:
     nn.utils.parametrizations.weight_norm(model.b)
     subject = subject_of(model, COMPENSATION)
     budget = Budget(flops=CostTable(subject.coupling).flops() - 1, group_cap=0.5)
-    with pytest.warns(
-        UserWarning, match="compensation leaves a whole: no layer that it can treat reads these channels"
-    ):
-        plan = COMPENSATION.choose(subject, budget)
-    assert set(plan.kept) == {"b"}
-    with pytest.raises(BudgetUnreachable, match=r"cannot be met.*; compensation leaves a whole: no layer that it can"):
+    assert set(COMPENSATION.choose(subject, budget).kept) == {"b"}
+    (pictures, _), *_ = subject.calibration()
+    reasons = COMPENSATION.left_whole(replace(subject, calibration=lambda: ()), pictures)
+    assert reasons == {"a": "left whole by compensation, which can treat no layer that reads these channels"}
+    with pytest.raises(BudgetUnreachable, match=r"cannot be met.*; a: left whole by compensation, which can treat no"):
         COMPENSATION.choose(subject, replace(budget, flops=1))
     plan = Plan(kept={"a": (0, 1), "b": (0, 1)})
     small = cut(model, subject.coupling, plan)

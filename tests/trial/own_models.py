@@ -83,6 +83,13 @@ def deceitful_later(classes: int) -> nn.Module:
     return DeceitfulLater(classes)
 
 
+def weight_normed(classes: int) -> nn.Module:
+    """Its second convolution computes its weight before it uses it."""
+    model = Small(classes)
+    nn.utils.parametrizations.weight_norm(model.b)
+    return model
+
+
 def noisy(classes: int) -> nn.Module:
     return Noisy(classes)
 

@@ -376,6 +376,17 @@ def test_a_group_whose_cut_turns_out_wrong_on_trained_weights_stays_whole(store:
     assert frozen_in(store) == [("dense", []), ("sparse", []), ("cut", ["a"]), ("sparse", []), ("cut", ["a"])]
 
 
+def test_a_group_that_the_method_leaves_whole_is_recorded(store: StageStore, spec_of: SpecOf) -> None:
+    gentle = {"epochs": 1, "learning_rate": 0.01, "batch_size": 64}
+    model = "own_models:weight_normed"
+    spec = spec_of(model=model, method="compensation", dense=gentle, sparse=gentle, recovery=gentle)
+    outcome = trial.run(spec, store)
+    assert outcome.failure is None
+    assert frozen_in(store) == [("dense", []), ("sparse", []), ("cut", ["a"]), ("sparse", []), ("cut", ["a"])]
+    (frozen,) = store.stage(outcome.points[-1].key).frozen
+    assert frozen.reason == "left whole by compensation, which can treat no layer that reads these channels"
+
+
 def test_a_model_that_cannot_be_cut_correctly_ends_as_a_record(
     finished: Finished, store: StageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

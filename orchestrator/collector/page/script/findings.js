@@ -122,7 +122,7 @@ function showTroubles({ data }) {
             : null,
         frozen.length
             ? troubleTable(
-                  "Groups left whole: their cut, tried on the model's own weights, was not right",
+                  "Groups left whole",
                   ["group", "reason", "channels", "stages"],
                   frozen.map((one) => [one.group, one.reason, numberText(one.channels), numberText(one.stages)]),
                   frozen.length,
