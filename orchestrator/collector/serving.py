@@ -20,6 +20,7 @@ from orchestrator.collector.report import page_data
 from orchestrator.record import InvalidInput
 
 LOOPBACK = "127.0.0.1"
+SETTLING_SECONDS = 30.0  # storage that is away is not waited for longer
 FRESH_SECONDS = 1.0  # for so long an answer is given again before the study is looked at anew
 HEADERS = {
     "Cache-Control": "no-store",
@@ -46,6 +47,13 @@ class Snapshot:
         """Has it taken again where it is time; does not wait for that."""
         if self._clock() - self._taken >= FRESH_SECONDS and self._busy.acquire(blocking=False):
             threading.Thread(target=self._take_and_release, daemon=True).start()
+
+    def settle(self) -> None:
+        """Lets what is being taken come to its end, and nothing be taken again.
+
+        An interpreter that ends while one of its threads reads with pyarrow may hang for ever.
+        """
+        self._busy.acquire(timeout=SETTLING_SECONDS)
 
     def _take_and_release(self) -> None:
         try:
@@ -79,7 +87,10 @@ def serving(study: Study, port: int = 0) -> Iterator[ThreadingHTTPServer]:
         raise InvalidInput(f"--port {port}: cannot be listened on ({reason}); --port 0 takes a free one") from error
     server.snapshot = snapshot
     with server:
-        yield server
+        try:
+            yield server
+        finally:
+            snapshot.settle()
 
 
 def address_of(server: ThreadingHTTPServer) -> str:

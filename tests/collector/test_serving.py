@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,22 @@ def test_an_answer_is_given_again_while_it_is_fresh(full_study: Study, monkeypat
     snapshot.ask()
     assert threading.active_count() == threads
     assert snapshot.data is first
+
+
+def test_its_end_waits_for_what_is_being_read(full_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, ended = threading.Event(), threading.Event()
+
+    def slow(study: Study) -> dict[str, Any]:
+        reading.set()
+        ended.wait(1.0)  # nobody sets it before: it is what takes time
+        ended.set()
+        return {}
+
+    with served(full_study) as ask:
+        monkeypatch.setattr(module, "page_data", slow)
+        ask("/data.json")
+        assert reading.wait(30)
+    assert ended.is_set()
 
 
 def test_a_port_that_is_taken(full_study: Study) -> None:
