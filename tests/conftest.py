@@ -80,7 +80,7 @@ def make_point(stage: Stage) -> Point:
         iteration=iteration,
         model="cifarnet",
         dataset="digits",
-        method=None if stage.kind == "dense" else "oicsr",
+        method=None if stage.kind == "dense" else stage.parameters.get("method", "oicsr"),
         regularization_weight=weight,
         pruning_ratio=ratio,
         seed=0,
@@ -108,7 +108,7 @@ def make_trial(store: StageStore, weight: float, ratio: float, iterations: int =
 
 @pytest.fixture
 def add_trial() -> Callable[..., None]:
-    """make_trial(store, weight, ratio, iterations=3, frozen=[...], unrepaired=[...], latency=True)."""
+    """make_trial(store, weight, ratio, iterations=3, frozen=[...], unrepaired=[...], latency=True, method="...")."""
     return make_trial
 
 

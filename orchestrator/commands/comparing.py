@@ -1,5 +1,6 @@
 """Studies, or methods, side by side: `orchestrator compare`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,7 +115,7 @@ def _print(found: "Comparison", unequal: "tuple[Difference, ...]") -> None:
     rows = [
         [
             line.name,
-            ", ".join(line.methods if found.by == "study" else line.studies),
+            _named(line.methods if found.by == "study" else line.studies),
             str(len(line.seeds)),
             str(line.trials),
             str(len(line.points)),
@@ -130,6 +131,11 @@ def _print(found: "Comparison", unequal: "tuple[Difference, ...]") -> None:
     confirmed = confirmed_of(found)
     if len(confirmed):
         _print_confirmed(confirmed)
+
+
+def _named(names: Sequence[str]) -> str:
+    """A few names, or their number: a line stays short enough to read. csv and json have them all."""
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} of them"
 
 
 def _text(figure: "Figure", seeds: int) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_what_is_the_same_is_said_too(run: Run, study: StageStore, add_trial: Ca
     twin.write_json("study.json", {"name": "twin"})
     add_trial(twin, 1e-3, 0.3)
     assert "The same in all: model, data" in run("other", "twin").stdout
+
+
+def test_many_methods_are_a_number(run: Run, study: StageStore, add_trial: Callable[..., None]) -> None:
+    several, many = (StageStore(study.root.parent / name) for name in ("several", "many"))
+    for store, methods in ((several, ("lasso", "pfec", "random")), (many, ("fisher", "lasso", "pfec", "taylor"))):
+        store.write_json("study.json", {"name": store.root.name})
+        for method in methods:
+            add_trial(store, 1e-3, 0.3, method=method)
+    rows = [re.split(" {2,}", line) for line in run("several", "many").output.splitlines()]
+    found = {row[0]: row[1] for row in rows if row[0] in ("several", "many") and len(row) > 4}
+    assert found == {"several": "lasso, pfec, random", "many": "4 of them"}
 
 
 def test_csv_and_json_have_everything(run: Run) -> None:
