@@ -84,7 +84,7 @@ SIZES = {
         title="a stratified part of CIFAR-10 from JPEGs (not comparable with CIFAR-10): 10,000 train and 2,000 "
         "validation pictures, all 10,000 test pictures, each halved to 16 x 16",
         dataset="small_pictures:cifar_part",
-        epochs=(20, 8, 8),
+        epochs=(12, 6, 6),
     ),
     "full": Size(
         title="CIFAR-10 from JPEGs (not comparable with CIFAR-10): 45,000 train, 5,000 validation, 10,000 test "
