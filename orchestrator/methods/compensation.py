@@ -30,7 +30,7 @@ from orchestrator.network.recording import layer_of
 from orchestrator.record import InvalidInput
 
 Batches = Sequence[tuple[Tensor, Tensor]]
-UNREAD = "left whole by compensation, which can treat no layer that reads these channels"
+UNREAD = "compensation can treat no layer that reads these channels"
 
 
 class CompensationOptions(Options):
@@ -73,7 +73,7 @@ def _ranked(subject: Subject, budget: Budget, layers: Sequence[Layer]) -> tuple[
         plan = greedy(coupling, order, budget.flops, group_cap=cap, groups=names, round_to=step)
     except BudgetUnreachable as error:
         untreated = ", ".join(sorted(subject.prunable() - names))
-        raise BudgetUnreachable(f"{error}; {untreated}: {UNREAD}" if untreated else str(error)) from None
+        raise BudgetUnreachable(f"{error}; left whole: {untreated}, as {UNREAD}" if untreated else str(error)) from None
     return plan, names, order
 
 

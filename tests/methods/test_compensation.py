@@ -467,8 +467,8 @@ def test_layers_that_cannot_be_treated_are_named() -> None:
     assert set(COMPENSATION.choose(subject, budget).kept) == {"b"}
     (pictures, _), *_ = subject.calibration()
     reasons = COMPENSATION.left_whole(replace(subject, calibration=lambda: ()), pictures)
-    assert reasons == {"a": "left whole by compensation, which can treat no layer that reads these channels"}
-    with pytest.raises(BudgetUnreachable, match=r"cannot be met.*; a: left whole by compensation, which can treat no"):
+    assert reasons == {"a": "compensation can treat no layer that reads these channels"}
+    with pytest.raises(BudgetUnreachable, match=r"cannot be met.*; left whole: a, as compensation can treat no"):
         COMPENSATION.choose(subject, replace(budget, flops=1))
     plan = Plan(kept={"a": (0, 1), "b": (0, 1)})
     small = cut(model, subject.coupling, plan)

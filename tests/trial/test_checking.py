@@ -40,7 +40,7 @@ def test_what_the_method_leaves_whole_is_said(spec_of: SpecOf) -> None:
     (note,) = trial.check(spec_of(model="own_models:weight_normed", method="compensation"))
     assert note == (
         "own_models:weight_normed: group a (8 channels) stays whole: "
-        "left whole by compensation, which can treat no layer that reads these channels"
+        "compensation can treat no layer that reads these channels"
     )
     with pytest.raises(InvalidInput, match="own_models:weight_normed has at least"):  # without group a
         trial.check(spec_of(model="own_models:weight_normed", method="compensation", pruning_ratio=0.6))

@@ -384,7 +384,7 @@ def test_a_group_that_the_method_leaves_whole_is_recorded(store: StageStore, spe
     assert outcome.failure is None
     assert frozen_in(store) == [("dense", []), ("sparse", []), ("cut", ["a"]), ("sparse", []), ("cut", ["a"])]
     (frozen,) = store.stage(outcome.points[-1].key).frozen
-    assert frozen.reason == "left whole by compensation, which can treat no layer that reads these channels"
+    assert frozen.reason == "compensation can treat no layer that reads these channels"
 
 
 def test_a_model_that_cannot_be_cut_correctly_ends_as_a_record(
