@@ -7,7 +7,8 @@ penalty, one cut to flops_kept 0.7, 0.5 or 0.3, and recovery training, for equal
 of the flops, so that equal epochs are equal train_flops. Gates sit where a block adds to the residual stream: streams
 are pruned too (--whole-streams leaves them), for otherwise no gate would lose a channel. The regularization_weight is
 each network's best of the grid for each flops_kept, by validation accuracy after recovery with the first seed; then all
-seeds run with it, and the test split is looked at once. "before recovery" is right after the cut, norm statistics
+seeds run with it, and the test split is looked at once. "from scratch" is the pruned network from random weights for
+the train_flops of its whole path, as in side_by_side.py; "before recovery" is right after the cut, norm statistics
 re-estimated and no weight trained. Channels keep their order and a gate its kernel, but its channels have new
 neighbours: what that costs is in "before recovery".
 
@@ -111,6 +112,7 @@ class Comparison:
     dense: dict[tuple[str, int], Tested] = field(default_factory=dict)
     walked: dict[tuple[str, Job], Walked] = field(default_factory=dict)
     tested: dict[tuple[str, Job], Tested] = field(default_factory=dict)
+    controls: dict[tuple[str, Job], Tested] = field(default_factory=dict)
 
     def job(self, weight: float, kept: float, seed: int) -> Job:
         return Job(method=self.given.method, weight=weight, kept=kept, seed=seed)
@@ -125,7 +127,7 @@ class Comparison:
         return [self.job(weight, kept, seed) for seed in range(self.given.seeds)]
 
     def run(self, pool: ProcessPoolExecutor | None) -> None:
-        """Everything that is not there yet, in four phases. Trials of one weight share their sparse stage."""
+        """Everything that is not there yet, in five phases. Trials of one weight share their sparse stage."""
         given = self.given
         pairs = list(product(self.setups, range(given.seeds)))
         calls = [(jobs.begin, self.setups[name], self.job(0.0, given.kept[0], seed)) for name, seed in pairs]
@@ -141,6 +143,11 @@ class Comparison:
         finals = [(name, job) for name in self.setups for kept in given.kept for job in self.final(name, kept)]
         measured = [(jobs.measure, self.setups[name], job, self.walked[name, job].stages[-1]) for name, job in finals]
         self.tested = dict(zip(finals, done(pool, measured, "test"), strict=True))
+        if given.scratch:
+            finals.sort(key=lambda final: final[1].seed)  # killed in between, it has whole seeds
+            trained = [(jobs.scratch, self.setups[name], job, self.walked[name, job].stages) for name, job in finals]
+            for (name, job), found in zip(finals, done(pool, trained, "from scratch"), strict=True):
+                self.controls[name, job] = _sound(found, f"{name}, {job}, from scratch")
 
     def _walk(self, pool: ProcessPoolExecutor | None, together: list[tuple[str, list[Job]]]) -> None:
         calls = [(jobs.walk, self.setups[name], mine) for name, mine in together]
@@ -158,6 +165,9 @@ class Comparison:
         for kept, name in product(self.given.kept, self.setups):
             found = [self.tested[name, job] for job in self.final(name, kept)]
             yield row(name, f"{kept:g}", f"{self.chosen(name, kept):g}", found)
+            if self.controls:
+                controls = [self.controls[name, job] for job in self.final(name, kept)]
+                yield row(f"{name}, from scratch", f"{kept:g}", "-", controls)
 
     def core_seconds(self) -> float:
         """About how long all of it takes one core if nothing is there yet, from a few steps of each network."""
@@ -168,7 +178,13 @@ class Comparison:
         grid, others = len(given.grid), given.seeds - 1
         # with the other seeds at most one sparse stage a weight, and one recovery a flops_kept
         walks = grid * (sparse + recovered) + others * (min(grid, len(given.kept)) * sparse + recovered)
-        return sum(epochs) * (given.seeds * dense + walks)
+        scratch = sum(_scratch_epochs(kept, dense, sparse, recovery) for kept in given.kept) if given.scratch else 0.0
+        return sum(epochs) * (given.seeds * (dense + scratch) + walks)
+
+
+def _scratch_epochs(kept: float, dense: int, sparse: int, recovery: int) -> float:
+    """How long a control takes, in epochs of the dense network: the train_flops of its path, at its widths."""
+    return (dense + sparse + recovery * kept) / kept * (NARROW_COST + (1 - NARROW_COST) * kept)
 
 
 def done(pool: ProcessPoolExecutor | None, calls: list[tuple[Callable[..., Any], *tuple[Any, ...]]], what: str) -> Any:
@@ -213,6 +229,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--kept", nargs="+", type=float, default=list(KEPT), help="flops_kept of the final models")
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--scratch", action=argparse.BooleanOptionalAction, default=True, help="the controls from random weights"
+    )
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--work", default="results/attention", type=Path)
     parser.add_argument("--device")
