@@ -40,7 +40,6 @@ NETWORKS = ("resnet20", "se_resnet20", "eca_resnet20")
 KEPT = (0.7, 0.5, 0.3)
 GRID = (1e-3, 3e-3)
 GROUP_CAP = 0.9  # one cut may have to go down to flops_kept 0.3
-NARROW_COST = 0.45  # of a step, what does not shrink with flops_kept: as side_by_side.py has it
 HEADER = (
     "network", "flops_kept", "reached", "regularization_weight", "test, before recovery", "test, after recovery",
     "train_flops",
@@ -173,18 +172,13 @@ class Comparison:
         """About how long all of it takes one core if nothing is there yet, from a few steps of each network."""
         given = self.given
         epochs = [jobs.epoch_seconds(setup) for setup in self.setups.values()]
-        dense, sparse, recovery = next(iter(self.setups.values())).arena.epochs
-        recovered = recovery * sum(NARROW_COST + (1 - NARROW_COST) * kept for kept in given.kept)
+        length = dense, sparse, recovery = next(iter(self.setups.values())).arena.epochs
+        recovered = recovery * sum(jobs.step_share(kept) for kept in given.kept)
         grid, others = len(given.grid), given.seeds - 1
         # with the other seeds at most one sparse stage a weight, and one recovery a flops_kept
         walks = grid * (sparse + recovered) + others * (min(grid, len(given.kept)) * sparse + recovered)
-        scratch = sum(_scratch_epochs(kept, dense, sparse, recovery) for kept in given.kept) if given.scratch else 0.0
+        scratch = sum(jobs.control_epochs(length, kept) for kept in given.kept) if given.scratch else 0.0
         return sum(epochs) * (given.seeds * (dense + scratch) + walks)
-
-
-def _scratch_epochs(kept: float, dense: int, sparse: int, recovery: int) -> float:
-    """How long a control takes, in epochs of the dense network: the train_flops of its path, at its widths."""
-    return (dense + sparse + recovery * kept) / kept * (NARROW_COST + (1 - NARROW_COST) * kept)
 
 
 def done(pool: ProcessPoolExecutor | None, calls: list[tuple[Callable[..., Any], *tuple[Any, ...]]], what: str) -> Any:

@@ -109,7 +109,6 @@ SIZES: dict[str, tuple[Arena, ...]] = {
 PENALTY_COST = 1.3  # a step with a penalty, over one without: an estimate
 EPISODE_COST = 0.35  # of a teaching, in epochs: mostly the repair of the network that is rewarded
 REPAIR_COST = (0.8, 0.3)  # in epochs: what methods with repair_ take to choose and repair, and to repair once more
-NARROW_COST = 0.45  # of a step, what does not shrink with flops_kept: measured on CifarNet and ResNet-20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +226,7 @@ class Course:
             key = self.walked[job].stages[-1] if job in self.walked else ""
             label = f"{job.method} at {job.kept}, seed {job.seed}: test"
             # all of the test split twice, forward alone, is about half an epoch
-            seconds = self.epoch * (0.5 * _share(job.kept) + REPAIR_COST[1] * _repairs(job.method))
+            seconds = self.epoch * (0.5 * jobs.step_share(job.kept) + REPAIR_COST[1] * _repairs(job.method))
             yield self._task(label, seconds, jobs.measure, (job, key), _put(self.tested, job))
 
     def control_tasks(self) -> Iterator[Task]:
@@ -235,9 +234,7 @@ class Course:
         for job in sorted(self._measurable(self.given.scratch), key=lambda job: job.kept):
             stages = self.walked[job].stages if job in self.walked else ()
             label = f"scratch, {job.method} at {job.kept}, seed {job.seed}"
-            dense, sparse, recovery = self.arena.epochs
-            epochs = (dense + sparse + recovery * job.kept) / job.kept
-            seconds = epochs * self.epoch * _share(job.kept)
+            seconds = jobs.control_epochs(self.arena.epochs, job.kept) * self.epoch
             yield self._task(label, seconds, jobs.scratch, (job, stages), _put(self.controls, job))
 
     def _measurable(self, methods: Iterable[str]) -> list[Job]:
@@ -272,12 +269,9 @@ class Course:
         """Seconds of a core for the stages that are not shared; every iteration as if it were the only one."""
         whole = self.arena.epochs[0] * dense
         whole += self.arena.epochs[1] * sparse * (PENALTY_COST if penalised else 1.0)
-        return self.epoch * (whole + self.arena.epochs[2] * sum(map(_share, recovered))) * self.given.iterations
-
-
-def _share(kept: float) -> float:
-    """How long a narrower network takes, as a share of the whole one."""
-    return NARROW_COST + (1 - NARROW_COST) * kept
+        return (
+            self.epoch * (whole + self.arena.epochs[2] * sum(map(jobs.step_share, recovered))) * self.given.iterations
+        )
 
 
 def _repairs(method: str) -> bool:
