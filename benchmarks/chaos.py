@@ -30,6 +30,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from orchestrator.claim import sight
 from orchestrator.collector import frontier
+from orchestrator.files import open_files
 from orchestrator.store import StageStore
 
 KINDS = ("worker", "raylet", "gcs", "driver")
@@ -196,8 +197,9 @@ def left_running(store: StageStore) -> int:
 
 def left_lying(store: StageStore) -> tuple[int, int]:
     """Claims that somebody seems to hold, and stages that somebody began."""
-    claims = [folder for folder in (store.root / "claims").iterdir() if sight(folder) is not None]
-    return len(claims), len(list((store.root / "staging").iterdir()))
+    files = open_files(store.root)
+    claims = [name for name in files.names("claims") if sight(files, f"claims/{name}") is not None]
+    return len(claims), len(files.names("staging"))
 
 
 def front(store: StageStore) -> list[tuple[str, int, float]]:

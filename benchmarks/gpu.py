@@ -376,7 +376,7 @@ def pruned(check: Check) -> None:
 
     kinds: dict[str, Callable[[nn.Module], nn.Module]] = {
         "float32": lambda model: model,
-        "bfloat16, channels_last": lambda model: model.to(torch.bfloat16, memory_format=torch.channels_last),
+        "bfloat16, channels_last": lambda model: model.to(torch.bfloat16).to(memory_format=torch.channels_last),
     }
     for name, to in kinds.items():
         for batch in check.setting.deployed:

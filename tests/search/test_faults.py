@@ -23,6 +23,7 @@ from rich.console import Console
 from orchestrator import trial
 from orchestrator.claim import sight
 from orchestrator.collector import Study
+from orchestrator.files import open_files
 from orchestrator.search import Summary, daemons, launch, runner
 from orchestrator.search.attempts import Attempts
 from orchestrator.search.daemons import RayLost
@@ -65,7 +66,8 @@ def assert_sound(root: Path) -> None:
     journal = JournalStorage(JournalFileBackend(str(root / "journal.log")))
     states = {one.state for one in optuna.load_study(study_name=root.name, storage=journal).get_trials()}
     assert not states & {optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING}
-    assert [folder.name for folder in (root / "claims").iterdir() if sight(folder)] == []
+    files = open_files(root)
+    assert [name for name in files.names("claims") if sight(files, f"claims/{name}")] == []
     # What a worker was writing in the moment of its death stays for an hour: tests/files/test_files.py.
     assert [one.name for one in (root / "staging").iterdir() if not one.name.startswith("file.")] == []
     assert store.duplicates() == 0
