@@ -23,7 +23,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -327,6 +327,20 @@ class StageStore:
         """The process that last claimed `name` and has not given it back, unless it is known to be gone."""
         current = sight(self._files, f"claims/{name}")
         return None if current is None or life_of(current.owner) == "gone" else current.owner
+
+    def sweep(self) -> None:
+        """Gives back what processes of this machine claimed and died with, and removes the work that they left.
+
+        A claim that is needed again is taken over anyway; this is for those on stages that were finished just before.
+        """
+        for name in self._files.names("claims"):
+            folder = f"claims/{name}"
+            current = sight(self._files, folder)
+            if current is None:
+                self._files.tidy(folder)
+            elif current.owner is not None and life_of(current.owner) == "gone":
+                with self._claim(name, Watch(self._timing)) or nullcontext():
+                    pass
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the study, such as "study.json", whole or not at all."""

@@ -255,6 +255,31 @@ def test_the_claim_of_a_killed_process_passes_on_at_once(store: StageStore, spaw
     assert left(store) == []  # the torn work is gone, too
 
 
+def test_what_a_killed_process_claimed_is_swept_whatever_became_of_the_stage(store: StageStore, spawn: Spawn) -> None:
+    process = spawn(HANG)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "computing\n"
+    files(store).create(f"claims/{'f' * 64}/1.json", files(store).read(f"claims/{KEY}/1.json") or b"")
+    foreign = foreign_claim(store, "e" * 64)
+    with store.exclusive("driver"):
+        store.sweep()
+        assert len(files(store).names("claims")) == 4  # all of them may be alive
+        process.kill()
+        process.wait()
+        store.sweep()
+        assert left(store) == ["driver", "e" * 64]
+    assert files(store).read(foreign) is not None
+    assert store.obtain(KEY, write)[1]
+
+
+def test_a_claim_that_was_given_back_but_for_its_folder_is_swept(store: StageStore) -> None:
+    store.prepare()
+    if isinstance(store.root, Path):
+        (store.root / "claims" / KEY).mkdir()
+    store.sweep()
+    assert left(store) == []
+
+
 def test_a_process_that_is_killed_but_not_yet_reaped_counts_as_gone(store: StageStore, spawn: Spawn) -> None:
     process = spawn(HANG)
     assert process.stdout is not None

@@ -139,6 +139,7 @@ def _drive(call: _Call, interrupts: Interrupts) -> Confirmed:
         except RayLost as lost:
             say(call.console, f"{lost}; the same command goes on from here")
             raise SystemExit(1) from None
+        call.store.sweep()
     return _conclude(call, arms, len(computed))
 
 

@@ -155,10 +155,12 @@ def _drive(this: _Launch, interrupts: Interrupts) -> Summary:
         this = replace(this, forgiven=frozenset(failure.created for failure in hung), damaged=frozenset(damaged))
         attempts: list[Counts] = []
         try:
-            return outliving(lambda: _attempt(this, interrupts, attempts), lambda: len(this.store.keys()))
+            summary = outliving(lambda: _attempt(this, interrupts, attempts), lambda: len(this.store.keys()))
         except RayLost as lost:
             say(this.console, f"{lost}; the same command goes on from here")
             raise SystemExit(1) from None
+        this.store.sweep()
+        return summary
 
 
 def _attempt(this: _Launch, interrupts: Interrupts, attempts: list[Counts]) -> Summary:

@@ -110,7 +110,7 @@ def run(
         if kind != "sparse":
             points.append(store.point(key))
             report(points[-1])
-            _misbehave_at(spec, store, len(points))
+            _misbehave_at(spec, store, points)
             stopped = stop(points) if len(points) <= spec.iterations else None
             if stopped is not None:
                 break
@@ -161,9 +161,11 @@ def _misbehave(spec: TrialSpec, store: StageStore) -> None:
         _kill_once(store, "killed_once")
 
 
-def _misbehave_at(spec: TrialSpec, store: StageStore, point: int) -> None:
-    if _asked(spec, "kills_in_turn"):
-        _kill_once(store, f"killed_at_{point}")
+def _misbehave_at(spec: TrialSpec, store: StageStore, points: Sequence[Point]) -> None:
+    name = f"killed_at_{len(points)}"
+    if _asked(spec, "kills_in_turn") and store.read_json(f"{name}.json") is None:
+        with store.exclusive(points[-1].key):  # as in the moment after publishing it
+            _kill_once(store, name)
 
 
 def _misbehave_after(spec: TrialSpec, store: StageStore) -> None:

@@ -153,7 +153,10 @@ def test_a_stage_that_hangs_hangs_once_a_launch(
 
 @pytest.mark.usefixtures("ray_on_loopback")
 def test_a_worker_that_gets_further_each_time_is_not_given_up(space_file: Write, tmp_path: Path) -> None:
-    """Killed once at each of its points, five times in all, and once after its end, a trial costs no other."""
+    """Killed once at each of its points, five times in all, and once after its end, a trial costs no other.
+
+    Nobody needs the claims on those points any more; they are given back all the same.
+    """
     options = "[trial]\nmethod_options = { kills_in_turn = 0.5, kills_after = 0.5 }"
     fixed = f"{options}\nregularization_weight = 0.01\niterations = 4"
     choices = "[search]\npruning_ratio = { choices = [0.5, 0.4, 0.3] }"
