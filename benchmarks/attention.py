@@ -38,11 +38,14 @@ from orchestrator.training.datasets import load
 
 NETWORKS = ("resnet20", "se_resnet20", "eca_resnet20")
 KEPT = (0.7, 0.5, 0.3)
-GRID = (3e-3, 1e-2, 3e-2)
+GRID = (3e-3, 1e-2, 3e-2, 1e-1)
 GROUP_CAP = 0.9  # one cut may have to go down to flops_kept 0.3
 HEADER = (
     "network", "flops_kept", "reached", "regularization_weight", "test, before recovery", "test, after recovery",
     "train_flops",
+)  # fmt: skip
+GRID_HEADER = (
+    "network", "flops_kept", "regularization_weight", "validation, before recovery", "after recovery", "chosen",
 )  # fmt: skip
 
 
@@ -63,7 +66,7 @@ class Size:
             title=self.title,
             model=network,
             dataset=self.dataset,
-            epochs=self.epochs,
+            epochs=tuple(given.epochs),
             batch_size=self.batch_size,
             augmentation=self.augmentation,
         )
@@ -84,7 +87,7 @@ SIZES = {
         title="a stratified part of CIFAR-10 from JPEGs (not comparable with CIFAR-10): 10,000 train and 2,000 "
         "validation pictures, all 10,000 test pictures, each halved to 16 x 16",
         dataset="small_pictures:cifar_part",
-        epochs=(12, 6, 6),
+        epochs=(6, 3, 3),
     ),
     "full": Size(
         title="CIFAR-10 from JPEGs (not comparable with CIFAR-10): 45,000 train, 5,000 validation, 10,000 test "
@@ -168,6 +171,16 @@ class Comparison:
                 controls = [self.controls[name, job] for job in self.final(name, kept)]
                 yield row(f"{name}, from scratch", f"{kept:g}", "-", controls)
 
+    def grid_table(self) -> Iterator[str]:
+        """What each weight gave on the validation split with the first seed: whether the grid went far enough."""
+        yield f"| {' | '.join(GRID_HEADER)} |"
+        yield f"|{' --- |' * len(GRID_HEADER)}"
+        for kept, name, weight in product(self.given.kept, self.setups, self.given.grid):
+            walked = self.walked[name, self.job(weight, kept, 0)]
+            chosen = "yes" if weight == self.chosen(name, kept) else ""
+            cells = (name, f"{kept:g}", f"{weight:g}", spread([walked.before]), spread([walked.after]), chosen)
+            yield f"| {' | '.join(cells)} |"
+
     def core_seconds(self) -> float:
         """About how long all of it takes one core if nothing is there yet, from a few steps of each network."""
         given = self.given
@@ -222,6 +235,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--whole-streams", action="store_true", help="prune inside the blocks alone")
     parser.add_argument("--kept", nargs="+", type=float, default=list(KEPT), help="flops_kept of the final models")
     parser.add_argument("--grid", nargs="+", type=float, default=list(GRID), help="weights that are tried")
+    parser.add_argument(
+        "--epochs", nargs=3, type=int, metavar=("DENSE", "SPARSE", "RECOVERY"), help="in place of the size's own"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--scratch", action=argparse.BooleanOptionalAction, default=True, help="the controls from random weights"
@@ -233,6 +249,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="say what it takes on this machine, and end")
     given = parser.parse_args()
     given.size = given.size or "cores"
+    given.epochs = given.epochs or list(SIZES[given.size].epochs)
     given.device = given.device or ("cuda" if given.size == "full" else "cpu")
     given.processes = given.processes or (6 if given.size == "full" else 2)
     return given
@@ -261,10 +278,13 @@ def main() -> int:
     streams = "whole" if given.whole_streams else "pruned too"
     print(
         f"{given.method}, residual streams {streams}, on {size.title}. Epochs dense / sparse / recovery "
-        f"{' / '.join(map(str, size.epochs))}, batches of {size.batch_size}, {given.seeds} seeds: mean +- standard "
+        f"{' / '.join(map(str, given.epochs))}, batches of {size.batch_size}, {given.seeds} seeds: mean +- standard "
         "deviation. flops are multiply-accumulates of convolutions and linear layers at batch 1.\n"
     )
     for line in comparison.table():
+        print(line)
+    print("\nThe grid of regularization_weight, validation split, first seed:\n")
+    for line in comparison.grid_table():
         print(line)
     return 0
 

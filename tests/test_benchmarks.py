@@ -223,10 +223,13 @@ def test_side_by_side_names_the_data_that_is_missing(run: Run, tmp_path: Path) -
 
 def test_attention_is_compared_under_pruning(run: Run, tmp_path: Path) -> None:
     networks, work = ("resnet20", "eca_resnet20"), str(tmp_path / "work")
-    few = ("--seeds", "1", "--grid", "0.01", "--processes", "1")
+    few = ("--seeds", "1", "--grid", "0.01", "--epochs", "1", "1", "1", "--processes", "1")
     command = ("attention", "--quick", "--networks", *networks, *few, "--work", work, "--kept")
     header, _, *rows = run(*command, "0.5")
-    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows[:-4]]
+    tried, _, *grid = map(cells, rows[-4:])
+    assert [dict(zip(tried, row, strict=True))["regularization_weight"] for row in grid] == ["0.01", "0.01"]
+    assert [row[-1] for row in grid] == ["yes", "yes"]
     pruned = [row for name in networks for row in (name, f"{name}, from scratch")]
     assert [row["network"] for row in found] == [*(f"{name}, dense" for name in networks), *pruned]
     assert [row["test, before recovery"] for row in found if row["network"].endswith("scratch")] == ["-", "-"]
