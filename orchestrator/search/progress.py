@@ -1,8 +1,9 @@
 """How a search goes, for the one who started it: a live table on a terminal, otherwise a line for each trial."""
 
+import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -19,6 +20,7 @@ from orchestrator.search.space import Limits
 from orchestrator.search.worth import Found, Front
 
 BUDGETS = (0.75, 0.5, 0.25)  # of flops_kept, where the best accuracy is shown
+NAMED = ("model", "dataset", "method")  # what a trial's line names where trials differ in it
 
 
 @dataclass(kw_only=True)
@@ -49,10 +51,19 @@ class Counts:
 
 
 class Progress:
-    """Shows a search while it is entered. Told what happens by the driver; may be looked at by any thread."""
+    """Shows a search while it is entered. Told what happens by the driver; may be looked at by any thread.
+
+    varied: the fields in which trials differ.
+    """
 
     def __init__(
-        self, console: Console, name: str, counts: Counts, *, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        name: str,
+        counts: Counts,
+        *,
+        varied: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = counts
         self._console = console
@@ -60,7 +71,9 @@ class Progress:
         self._clock = clock
         self._begun = clock()
         self._before = counts.done
+        self._named = [field for field in NAMED if field in varied]
         self._started_at: dict[int, float] = {}
+        self._labels: dict[int, str] = {}
         self._trial_points: dict[int, set[str]] = {}
         self._lock = threading.Lock()
         self._live: Live | None = None
@@ -76,10 +89,13 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def started(self, index: int) -> None:
+    def started(self, index: int, spec: str = "{}") -> None:
+        """spec: the trial's TrialSpec as JSON."""
+        fields = json.loads(spec)
         with self._lock:
             self.counts.running.add(index)
             self._started_at.setdefault(index, self._clock())
+            self._labels[index] = ", ".join(str(fields[name]) for name in self._named)
 
     def found(self, index: int, point: Point) -> None:
         with self._lock:
@@ -144,6 +160,8 @@ class Progress:
     def _line(self, index: int, failure: str | None, computed: int) -> str:
         counts = self.counts
         place = f"[{counts.done}/{counts.target}] {duration(self._clock() - self._begun)}  trial {index}"
+        if label := self._labels.get(index):
+            place += f" ({label})"
         if failure is not None:
             return f"{place} failed: {failure}"
         took = self._clock() - self._started_at.get(index, self._begun)

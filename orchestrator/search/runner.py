@@ -199,7 +199,7 @@ def _run(this: _Launch, proposals: Proposals, counts: Counts, interrupts: Interr
 
         own = tuple(sorted(references(_representatives(space))))
         job = session.Job.of(this.run_trial, this.store.root.absolute(), space, own, this.forgiven)
-        with Progress(this.console, space.name, counts) as progress:
+        with Progress(this.console, space.name, counts, varied=space.dimensions) as progress:
             session.run(proposals, this.store, job, progress, following=this.following)
     if proposals.finished < proposals.target and not proposals.time_is_up:  # Tune ends early, and well, at SIGUSR1
         say(this.console, "stopped early; the same command goes on from here")

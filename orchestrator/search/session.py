@@ -294,7 +294,7 @@ class Watcher(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._attempts.began(trial.config[INDEX])
-        self._progress.started(trial.config[INDEX])
+        self._progress.started(trial.config[INDEX], trial.config[SPEC])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

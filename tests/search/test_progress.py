@@ -47,6 +47,18 @@ def test_without_a_terminal_each_trial_is_one_line(spec: TrialSpec) -> None:
     assert second == "[3/3] 0:01:30  trial 8 failed: diverged: the loss is NaN [at] epoch 3"
 
 
+def test_a_line_names_the_method_where_trials_differ_in_it(spec: TrialSpec) -> None:
+    console = screen(terminal=False)
+    with Progress(console, "small", Counts(target=2), varied=["pruning_ratio", "method"], clock=Clock()) as progress:
+        progress.started(0, spec.model_dump_json())
+        progress.started(1, spec.model_copy(update={"method": "slimming"}).model_dump_json())
+        progress.ended(0, target=2)
+        progress.ended(1, target=2, failure="diverged: the loss is NaN")
+    first, second = text_of(console).splitlines()
+    assert first.startswith("[1/2] 0:00:00  trial 0 (oicsr): 0 points")
+    assert second == "[2/2] 0:00:00  trial 1 (slimming) failed: diverged: the loss is NaN"
+
+
 def test_on_a_terminal_there_is_a_live_table(spec: TrialSpec) -> None:
     console, clock = screen(terminal=True), Clock()
     counts = Counts(target=4, done=1, failed=1)
