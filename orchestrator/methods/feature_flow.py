@@ -170,8 +170,7 @@ def _stream_readers(coupling: Coupling) -> set[str]:
     found = set()
     for group in coupling.groups if any(group.summed for group in coupling.groups) else ():
         for name, dim in group.members if group.summed else ():
-            depthwise = dim == 0 and coupling.shapes[name][1:2] == (1,) and (name, 1) not in coupling.dims
-            if (name, dim) not in made or depthwise:
+            if (name, dim) not in made or name in coupling.depthwise:
                 found.add(name)
     return found & {call.weight for call in coupling.calls}
 

@@ -33,7 +33,7 @@ class LayerCall:
     """One layer as it runs: where its weights are, its numbers, and the channels of its coupling that it treats.
 
     Numbers have an entry for each spatial dimension, none in a linear layer, whose inputs are [rows, channels].
-    A depthwise layer has as many conv_groups as it reads channels.
+    depthwise: its conv_groups are channels, each of which makes its own.
     """
 
     weight: str
@@ -48,15 +48,12 @@ class LayerCall:
     swapped: bool = False  # a linear layer's weight that lies as [read, made]
     reads: Ints  # [conv_groups, read in each] the channel at each position; -1: fixed
     makes: Ints  # [conv_groups, made in each]
+    depthwise: bool = False
 
     @property
     def layer(self) -> str:
         """The module that holds the weight; the weight's own name where that is the model itself."""
         return layer_of(self.weight) or self.weight
-
-    @property
-    def depthwise(self) -> bool:
-        return self.conv_groups > 1 and self.reads.shape[1] == 1
 
     @property
     def places(self) -> int:
@@ -283,6 +280,7 @@ def _look(model: nn.Module, coupling: Coupling, example: Tensor) -> tuple[list[L
 
 def _layer_call(found: _Found, coupling: Coupling) -> LayerCall:
     shape, groups = coupling.shapes[found.weight], found.numbers.get("conv_groups", 1)
+    depthwise = found.weight in coupling.depthwise
 
     def along(dim: int) -> Ints:
         fixed = np.full(shape[dim], -1, np.int64)
@@ -293,10 +291,13 @@ def _layer_call(found: _Found, coupling: Coupling) -> LayerCall:
         reads, makes = along(dims[0])[None], along(dims[1])[None]
     elif found.kind == "transposed":
         reads, makes = along(0).reshape(groups, -1), np.tile(along(1), (groups, 1))
-        if groups > 1 and reads.shape[1] == 1:  # depthwise: one dimension both makes and reads
+        if depthwise:  # one dimension both makes and reads
             makes = np.tile(reads, (1, shape[1]))
     else:
         makes, reads = along(0).reshape(groups, -1), np.tile(along(1), (groups, 1))
-        if groups > 1 and shape[1] == 1:
+        if depthwise:
             reads = makes[:, :1]
-    return LayerCall(weight=found.weight, bias=found.bias, kind=found.kind, reads=reads, makes=makes, **found.numbers)
+    kind, bias = found.kind, found.bias
+    return LayerCall(
+        weight=found.weight, bias=bias, kind=kind, reads=reads, makes=makes, depthwise=depthwise, **found.numbers
+    )

@@ -59,6 +59,9 @@ class Coupling:
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
     buffers: frozenset[str]  # the names in `shapes` that are no parameters
     bare: frozenset[ParameterDim] = frozenset()  # what masking leaves as it is: a weight is divided by it
+    depthwise: frozenset[str] = (
+        frozenset()
+    )  # weights of convolutions whose conv_groups are channels
     calls: tuple[Call, ...]
     notes: tuple[str, ...] = ()
 
@@ -216,6 +219,7 @@ def coupling_of(solution: Solution, meta: nn.Module, notes: tuple[str, ...] = ()
         shapes={name: tuple(t.shape) for name, t in [*meta.named_parameters(), *meta.named_buffers()]},
         buffers=frozenset(name for name, _ in meta.named_buffers()),
         bare=frozenset().union(*(recording.bare for recording in solution.recordings)),
+        depthwise=frozenset().union(*(recording.depthwise for recording in solution.recordings)),
         calls=tuple(_with_channels(call, solution, channel) for call in solution.recordings[0].calls),
         notes=notes,
     )

@@ -107,6 +107,7 @@ class Recording:
     order: list[str] = field(default_factory=list)  # parameters in the order of their first use
     weights: set[str] = field(default_factory=set)  # parameters that weights are computed from
     bare: set[ParameterDim] = field(default_factory=set)  # of these, what cannot be zeroed: something divides by it
+    depthwise: set[str] = field(default_factory=set)  # weights of depthwise convolutions
 
 
 @dataclass(frozen=True, kw_only=True)

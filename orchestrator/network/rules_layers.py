@@ -27,6 +27,8 @@ def convolution(trace: Trace, op: Op) -> None:
         _mixing_convolution(trace, op, axes, labels)
         return
     trace.call(axes, lb.blank((x if transposed else op.out)[:, 0].shape), kernel)
+    if groups > 1 and trace.is_depthwise(axes, groups, channels.numel()):
+        trace.recording.depthwise.add(axes.name)
     flow = _transposed_flow if transposed else _flow
     made = flow(trace, axes, channels, groups)
     if bias is not None:

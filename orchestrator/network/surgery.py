@@ -23,8 +23,14 @@ def cut(model: nn.Module, coupling: Coupling, plan: Plan) -> nn.Module:
     Raises UnsupportedModel if the coupling was made from a model of another structure, PlanMismatch if the plan was.
     """
     small = _rebuilt(model, coupling, shrink(coupling, plan))
-    for module in small.modules():
-        _fit_attributes_(module)
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    depthwise = {id(named[name]) for name in coupling.depthwise}
+    for module, whole in zip(small.modules(), model.modules(), strict=True):
+        if isinstance(module, nn.modules.conv._ConvNd):
+            own = {id(tensor) for tensor in (*whole.parameters(), *whole.buffers())}
+            _fit_convolution_(module, _weight(module), depthwise=bool(own & depthwise))
+        else:
+            _fit_attributes_(module)
     return small
 
 
@@ -89,9 +95,7 @@ def _rebuilt(model: nn.Module, coupling: Coupling, change: Callable[[str, Tensor
 def _fit_attributes_(module: nn.Module) -> None:
     """Bring the sizes that PyTorch's own layers note, and read in forward, in line with their tensors."""
     weight = _weight(module)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        _fit_convolution_(module, weight)
-    elif isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         sizes = [t.shape[0] for t in (weight, module.running_mean) if isinstance(t, Tensor)]
@@ -118,12 +122,16 @@ def _weight(module: nn.Module) -> Any:
     return held
 
 
-def _fit_convolution_(module: nn.modules.conv._ConvNd, weight: Tensor) -> None:
+def _fit_convolution_(module: nn.modules.conv._ConvNd, weight: Tensor, *, depthwise: bool) -> None:
+    """The same for a convolution. depthwise: whether its conv_groups leave with its channels.
+
+    Sizes do not tell: one that reads a single channel in each of its conv_groups, after a cut, keeps them all.
+    """
     rows, columns = weight.shape[:2]
     made, read = (columns, rows) if module.transposed else (rows, columns)
-    before = module.in_channels // module.groups, module.out_channels // module.groups
-    if module.groups > 1 and before[0] == 1:  # depthwise: as many conv_groups as channels
-        module.groups = rows // before[1] if not module.transposed else rows
+    if depthwise:
+        each = module.out_channels // module.groups
+        module.groups = rows if module.transposed else rows // each
     if module.transposed:
         module.in_channels, module.out_channels = read, made * module.groups
     else:

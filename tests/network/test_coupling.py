@@ -11,11 +11,11 @@ import torchvision
 from patterns import PATTERNS, Net, Pattern, conv, linear, pooled
 from torch import Tensor, nn
 
-from orchestrator.network import CostTable, Coupling, UnsupportedModel, couple, cut, masked, random_plan
+from orchestrator.network import CostTable, Coupling, Plan, UnsupportedModel, couple, cut, masked, random_plan
 from orchestrator.network import coupling as coupling_module
 from orchestrator.network.lively import difference, lively_
 from orchestrator.network.meta import watching_training
-from orchestrator.network.recording import layer_of
+from orchestrator.network.recording import layer_of, tensors_in
 from orchestrator.network.trace import record
 from orchestrator.network.zoo import NETWORKS
 
@@ -116,6 +116,27 @@ def test_pattern_restricted_equals_a_fresh_coupling(name: str) -> None:
     )
     assert partition(restricted) == partition(fresh)
     assert CostTable(restricted).layer_flops() == CostTable(fresh).layer_flops()
+
+
+@every_pattern
+@pytest.mark.parametrize("narrowed", [0, 1])
+@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features")
+def test_pattern_cut_twice_is_cut_once(pattern: Pattern, narrowed: int) -> None:
+    """Every other group goes down to one channel first: a convolution may then read one in each of its conv_groups."""
+    model = pattern.build()
+    inputs = lively_(model, pattern.example)
+    coupling = couple(model, pattern.example)
+    groups = [group for group in coupling.groups if group.exact]
+    first = Plan(kept={group.name: (group.size - 1,) for group in groups[narrowed::2]})
+    restricted = coupling.restrict(first)
+    second = random_plan(restricted)
+    twice, once = cut(cut(model, coupling, first), restricted, second), cut(model, coupling, first.then(second))
+    assert [str(module) for module in twice.modules()] == [str(module) for module in once.modules()]
+    full = masked(model, coupling, first.then(second))
+    with torch.no_grad():  # the one channel may be dead: outputs need not depend on the picture
+        outputs = [tensors_in(network.double().eval()(*inputs)) for network in (twice, once, full)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=EXACT, atol=EXACT, equal_nan=True)
+    torch.testing.assert_close(outputs[0], outputs[2], rtol=EXACT, atol=EXACT, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
