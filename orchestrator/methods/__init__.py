@@ -11,7 +11,7 @@ from orchestrator.methods.feature_flow import FEATURE_FLOW
 from orchestrator.methods.filter_norm import FILTER_NORM
 from orchestrator.methods.fisher import FISHER
 from orchestrator.methods.lasso import LASSO
-from orchestrator.methods.method import Budget, Method, Options, Penalty, Subject, by_score
+from orchestrator.methods.method import Ahead, Budget, Method, Options, Penalty, Subject, by_score
 from orchestrator.methods.oicsr import OICSR, SEPARATED
 from orchestrator.methods.pfec import PFEC
 from orchestrator.methods.random_scores import RANDOM
@@ -64,6 +64,7 @@ def options_of(method: Method, given: Mapping[str, Option]) -> Options:
 
 __all__ = [
     "METHODS",
+    "Ahead",
     "Budget",
     "Method",
     "Options",

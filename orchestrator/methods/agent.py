@@ -12,7 +12,7 @@ from torch import nn
 from orchestrator.methods.agent_file import AgentCard, UnfitAgent, check_present, load_agent, read_card, signature
 from orchestrator.methods.agent_walk import Ground, Walk, walked
 from orchestrator.methods.channel_sums import ChannelSums
-from orchestrator.methods.method import Budget, Floats, Method, Options, Subject
+from orchestrator.methods.method import Ahead, Budget, Floats, Method, Options, Subject
 from orchestrator.methods.reconstruction import Fitting, reconstruct_
 from orchestrator.methods.widths import widths_plan
 from orchestrator.network import Plan
@@ -72,9 +72,9 @@ def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
     return reconstruct_(small, subject, plan, Fitting(places=subject.options.places))
 
 
-def check(subject: Subject, budget: Budget) -> None:
+def check(ahead: Ahead) -> None:
     """Raises UnfitAgent where the agent's file is missing, or was taught on another network or with other options."""
-    check_fit(subject, read_card(check_present(subject.options.agent)))
+    check_fit(ahead.subject, read_card(check_present(ahead.subject.options.agent)))
 
 
 def check_fit(subject: Subject, card: AgentCard) -> None:

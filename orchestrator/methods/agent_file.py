@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from orchestrator.methods.agent_walk import FEATURES
 from orchestrator.methods.method import Floats
 from orchestrator.network import Group
+from orchestrator.network.seeding import seeded
 from orchestrator.record import InvalidInput, OpenShare, Record, Share
 
 HEADER = "orchestrator_agent"
@@ -107,7 +108,8 @@ def read_card(path: Path) -> AgentCard:
 def load_agent(path: Path) -> tuple[Actor, AgentCard]:
     """An agent from its file, on the CPU, in evaluation mode. Raises UnfitAgent, which names the file."""
     card, tensors = _read(path)
-    actor = Actor(card.least_share)
+    with seeded(0):  # its first weights are drawn, and then overwritten
+        actor = Actor(card.least_share)
     wanted = {name: tuple(tensor.shape) for name, tensor in actor.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != wanted:

@@ -10,7 +10,7 @@ which the paper's does not know.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -80,16 +80,17 @@ def _ranked(subject: Subject, budget: Budget, layers: Sequence[Layer]) -> tuple[
 def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) -> Plan:
     """The paper's search: statistics of the pictures `seen`, accuracies on those `held`."""
     coupling, model = subject.coupling, subject.model
-    layers = _layers(subject, subject.prunable(), _sampling(subject, seen))
+    sampling = _sampling(subject, seen)
+    layers = _layers(subject, subject.prunable(), sampling)
     _, names, order = _ranked(subject, budget, layers)  # says so where no widths can meet the budget
-    compensation = Compensation(model=model, coupling=coupling, layers=layers, rescale=subject.options.rescale)
 
     def accuracy(widths: Widths) -> float:
         plan = widths_plan(coupling, widths, order)
         small = cut(model, coupling, plan)
-        compensation.apply_(small, plan)
+        compensate_(small, plan)
         return right_share(small, held)
 
+    compensate_ = _compensating(subject, layers, sampling)
     allowed = allowed_widths(coupling, budget, names)
     search = StructuralSearch(allowed=allowed, accuracy=accuracy, flops=flops_of(coupling))
     widths, drop = search.under(budget.flops)
@@ -110,15 +111,19 @@ def repair_(small: nn.Module, subject: Subject, plan: Plan) -> dict[str, str]:
     """
     sampling = _sampling(subject, _calibration(subject))
     layers = _layers(subject, frozenset(plan.kept), sampling)
-    rescale = subject.options.rescale
-    compensation = Compensation(model=subject.model, coupling=subject.coupling, layers=layers, rescale=rescale)
-    if subject.options.inputs == "cut":
-        compensation.apply_forward_(small, plan, sampling)
-    else:
-        compensation.apply_(small, plan)
+    _compensating(subject, layers, sampling)(small, plan)
     losing = _readers_in(subject.coupling, frozenset(plan.kept))
     reasons = left_out(subject.model, subject.coupling, sampling.pictures[0])
     return {layer: reason for layer, reason in reasons.items() if layer in losing}
+
+
+def _compensating(subject: Subject, layers: Sequence[Layer], sampling: Sampling) -> Callable[[nn.Module, Plan], None]:
+    """What compensates a cut network in place, as the options have it."""
+    rescale = subject.options.rescale
+    compensation = Compensation(model=subject.model, coupling=subject.coupling, layers=layers, rescale=rescale)
+    if subject.options.inputs == "original":
+        return compensation.apply_
+    return lambda small, plan: compensation.apply_forward_(small, plan, sampling)
 
 
 def halves(batches: Batches) -> tuple[Batches, Batches]:
@@ -179,7 +184,7 @@ def _treated(subject: Subject, readers: Sequence[LayerCall]) -> frozenset[str]:
 COMPENSATION = Method(
     name="compensation",
     source="Xie et al. 2021, Pruning with Compensation, arXiv:2108.13728",
-    version=1,
+    version=2,
     options=CompensationOptions,
     choose=choose,
     repair_=repair_,

@@ -81,7 +81,7 @@ class StructuralSearch:
         to be one that this meets.
         """
         low, high = 0.0, max(self.accuracy_of(self.whole) * len(self.allowed), 1e-9)
-        best = self.with_drop(high)
+        best = {name: widths[-1] for name, widths in self.allowed.items()}
         for _ in range(END_STEPS):
             middle = (low + high) / 2
             found = self.with_drop(middle)

@@ -163,6 +163,12 @@ class _Passes:
         found, self.paths = self.paths, []
         return found
 
+    def close(self) -> None:
+        """Ends what a pass left open that was interrupted: hooks are not called for a KeyboardInterrupt."""
+        while self._open:
+            self._open.pop()[1].close()
+        self.paths = []
+
 
 def _stream_readers(coupling: Coupling) -> set[str]:
     """Weights of the layers that read a residual stream; a depthwise one reads what it makes."""
@@ -203,7 +209,7 @@ def feature_flow(subject: Subject, regularization_weight: float) -> Iterator[Pen
     finally:
         for handle in handles:
             handle.remove()
-        passes.taken()
+        passes.close()
 
 
 def path_value(path: Sequence[Feature], options: FeatureFlowOptions) -> Tensor:

@@ -8,7 +8,7 @@ arXiv:2108.00708. Both papers remove one channel at a time and estimate on; here
 
 import numpy as np
 
-from orchestrator.methods.gradients import gate_gradients
+from orchestrator.methods.gradients import check_gates, gate_gradients
 from orchestrator.methods.method import Floats, Method, Options, Subject, by_score
 from orchestrator.network import CostTable, Coupling
 
@@ -49,4 +49,5 @@ FISHER = Method(
     version=1,
     options=FisherOptions,
     choose=by_score(fisher),
+    check=check_gates,
 )

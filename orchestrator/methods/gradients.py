@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from orchestrator.methods.method import Subject
+from orchestrator.methods.method import Ahead, Subject
 from orchestrator.network import Coupling, Plan, UnsupportedModel, cut
 from orchestrator.network.recording import ParameterDim
 from orchestrator.network.seeding import seeded
@@ -57,7 +57,7 @@ def products(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Tenso
     weights = {name: model.get_parameter(name) for name in names}
     for pictures, labels in _batches(subject):
         loss = F.cross_entropy(model(pictures), labels)
-        found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+        found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True) if weights else ()
         yield {name: weights[name].detach() * gradient for name, gradient in zip(weights, found, strict=True)}
 
 
@@ -76,13 +76,29 @@ def gate_gradients(subject: Subject) -> Iterator[Tensor]:
     for pictures, labels in _batches(subject):
         with _Reading(names) as reading:
             loss = F.cross_entropy(model(pictures), labels, reduction="sum")
-        unseen = set(wanted) - {key for key, _, _ in reading.found}
-        if unseen:
-            name, _ = min(unseen)
-            raise UnsupportedModel(f"{name}: what this layer reads cannot be seen; its weight is computed before use")
+        _check_seen(wanted, reading)
         inputs = [read for _, _, read in reading.found]
         found = torch.autograd.grad(loss, inputs, materialize_grads=True) if inputs else ()
         yield _summed(coupling, reading.found, found, len(pictures))
+
+
+@torch.no_grad()
+def check_gates(ahead: Ahead) -> None:
+    """Raises UnsupportedModel as gate_gradients does for a layer whose reading cannot be seen."""
+    model, wanted = _copy(ahead.subject), readers(ahead.subject.coupling)
+    with _Reading({id(model.get_parameter(name)): (name, dim) for name, dim in wanted}) as reading:
+        model(ahead.example)
+    _check_seen(wanted, reading)
+
+
+def _check_seen(wanted: Iterable[ParameterDim], reading: "_Reading") -> None:
+    unseen = set(wanted) - {key for key, _, _ in reading.found}
+    if unseen:
+        name, _ = min(unseen)
+        raise UnsupportedModel(
+            f"{name}: what this layer reads cannot be seen: its weight is computed before it is used, or it is no call "
+            "of a convolution or of torch.nn.functional.linear"
+        )
 
 
 class _Reading(TorchFunctionMode):

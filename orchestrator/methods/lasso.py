@@ -3,8 +3,9 @@
 Source: He, Zhang, Sun 2017, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV, arXiv:1707.06168, and
 the authors' code, as the paper's text was not at hand. Where we depart: widths come from a flops budget, not from a
 table, so the number of channels is met exactly, not within ten per cent; all samples count in LASSO, by their sums,
-not a few hundred of them; and a channel is judged by all layers that read it together. The authors' sampling of what
-a residual branch's first layer reads is not built: a stream is pruned as a whole, with residual_streams, or not.
+not a few hundred of them; a channel is judged by all layers that read it together; and a layer without bias is fitted
+without an intercept, as it stays without. The authors' sampling of what a residual branch's first layer reads is not
+built: a stream is pruned as a whole, with residual_streams, or not.
 """
 
 import warnings
@@ -142,11 +143,15 @@ def lasso_at(gram: Doubles, against: Doubles, count: int) -> Doubles:
     alpha is doubled until no more are left than wanted, then bisected. Where there are so few samples, or channels so
     alike, that no alpha leaves as many, the solution at a negligible alpha.
     """
+    if not against.any():  # channels that are never other than zero, say: nothing to explain
+        return np.zeros(len(gram))
     from sklearn.exceptions import ConvergenceWarning  # a second to import, and of no use to other methods
     from sklearn.linear_model import Lasso
 
     samples, target = _written_out(gram, against)
-    lasso = Lasso(fit_intercept=False, warm_start=True, precompute=len(gram) * gram, tol=1e-7, max_iter=2000)
+    limits = {"tol": 1e-7, "max_iter": 2000}
+    # its random state plays no part in cyclic descent, but without one it draws from NumPy's own
+    lasso = Lasso(fit_intercept=False, warm_start=True, precompute=len(gram) * gram, random_state=0, **limits)
 
     def solve(alpha: float) -> Doubles:
         with warnings.catch_warnings():

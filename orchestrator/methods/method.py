@@ -38,7 +38,16 @@ class Subject:
     seed: int
 
     def prunable(self) -> frozenset[str]:
-        """Names of the groups that the options allow to lose channels."""
+        """Names of the groups that the options allow to lose channels, and that cost something."""
+        return self._allowed() - self.free_of_charge()
+
+    def free_of_charge(self) -> frozenset[str]:
+        """Names of allowed groups whose layers run in training alone (an auxiliary head): pruned, they save nothing."""
+        running = {call.weight for call in self.coupling.calls}
+        costly = {g.name for g in self.coupling.groups if any(name in running for name, _ in g.members)}
+        return self._allowed() - costly
+
+    def _allowed(self) -> frozenset[str]:
         streams = self.options.residual_streams
         return frozenset(g.name for g in self.coupling.groups if g.size > 1 and (streams or not g.summed))
 
@@ -53,6 +62,19 @@ class Budget:
     flops: int
     group_cap: float
     round_to: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What is known of a trial before it starts: an untrained network without data, and what is asked of it.
+
+    budget: of the first cut. example: pictures [N, C, H, W] of noise, for the subject's model to run on.
+    """
+
+    subject: Subject
+    budget: Budget
+    iterations: int
+    example: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +100,8 @@ class Method:
     It returns the layers that read less than before and that it could not treat, each with the reason, if any.
     left_whole: the groups that could be cut and that `choose` leaves whole on principle, each with the reason. It is
     given pictures [N, C, H, W] of noise to run the subject's model on, and sees no data.
-    check: raises InvalidInput for what would end every trial with these options at its first cut. It sees the network
-    before any training, and no data.
+    check: raises InvalidInput for what would end every trial with these options. It sees the network before any
+    training, and no data.
     fingerprint: for options that name files, what stands for them in a stage's key in place of their paths; raises
     InvalidInput for a file that is missing.
     version: goes up with every change of the method's results, so that no stage of an older one is taken for its own.
@@ -94,7 +116,7 @@ class Method:
     repair_: Callable[[nn.Module, Subject, Plan], Mapping[str, str] | None] | None = None
     left_whole: Callable[[Subject, Tensor], Mapping[str, str]] | None = None
     fingerprint: Callable[[Any], dict[str, str]] | None = None
-    check: Callable[[Subject, Budget], None] | None = None
+    check: Callable[[Ahead], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.methods.gradients import by_channel, makers
-from orchestrator.methods.method import Budget, Floats, Method, Options, Subject
-from orchestrator.methods.pfec_recipes import check_recipe
+from orchestrator.methods.method import Ahead, Budget, Floats, Method, Options, Subject
+from orchestrator.methods.pfec_recipes import UnfitRecipe, check_recipe
 from orchestrator.methods.widths import uniform_widths, widths_plan
 from orchestrator.network import Coupling, Group, Plan
 from orchestrator.network.coupling import Bools
@@ -91,10 +91,13 @@ def _widths(subject: Subject, budget: Budget) -> dict[str, int]:
     return uniform_widths(subject.coupling, budget, subject.prunable())
 
 
-def check(subject: Subject, budget: Budget) -> None:
+def check(ahead: Ahead) -> None:
     """Raises InvalidInput where a recipe is for another network, or goes against the other settings."""
-    if subject.options.recipe:
-        check_recipe(subject.coupling, subject.options.recipe, budget, subject.prunable())
+    subject, recipe = ahead.subject, ahead.subject.options.recipe
+    if recipe:
+        check_recipe(subject.coupling, recipe, ahead.budget, subject.prunable())
+        if ahead.iterations > 1:
+            raise UnfitRecipe(f"recipe {recipe} is for one cut; iterations is {ahead.iterations} and must be 1")
 
 
 PFEC = Method(

@@ -22,6 +22,7 @@ from orchestrator.network import Coupling, Plan
 from orchestrator.network.coupling import Bools
 from orchestrator.network.recording import layer_of
 from orchestrator.network.solve import Ints
+from orchestrator.record import InvalidInput
 
 SAMPLES_PER_UNKNOWN = 20
 FLAT = 1e-2  # of a norm's steepest slope: through a flatter one no layer makes up for its shortcut
@@ -69,6 +70,8 @@ class Reconstruction:
     def __init__(self, subject: Subject, fitting: Fitting) -> None:
         self.subject, self.fitting = subject, fitting
         self.batches = [pictures for pictures, _ in subject.calibration()]
+        if not self.batches:
+            raise InvalidInput("there are no calibration pictures to fit layers on; at least a batch of them is needed")
         self.calls = calls(subject.model, subject.coupling, self.batches[0])
         self._number = {call.weight: number for number, call in enumerate(self.calls)}
         numbers = range(len(self.batches))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.methods.channel_sums import ChannelSums
-from orchestrator.methods.method import Budget, Floats, Method, Options, Penalty, Subject, by_score
+from orchestrator.methods.method import Ahead, Floats, Method, Options, Penalty, Subject, by_score
 from orchestrator.network import Coupling
 from orchestrator.record import InvalidInput
 
@@ -60,14 +60,13 @@ class Scale:
 def scales(model: nn.Module, coupling: Coupling) -> list[Scale]:
     """The scales of batch, instance, group, layer and RMS norms that follow channels.
 
-    A norm that is no module of PyTorch's, nor of a class derived from one, is not seen: its channels count as without.
+    One that several norms share counts once. A norm that is no module of PyTorch's, nor of a class derived from one, is
+    not seen: its channels count as without.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    norms = (module.weight for module in model.modules() if isinstance(module, NORMS))
     found = []
-    for module in model.modules():
-        weight = module.weight if isinstance(module, NORMS) else None
-        if not isinstance(weight, nn.Parameter):
-            continue
+    for weight in {id(weight): weight for weight in norms if isinstance(weight, nn.Parameter)}.values():
         for dim in range(weight.ndim):
             channels = coupling.dims.get((names[id(weight)], dim))
             if channels is not None:
@@ -125,9 +124,9 @@ def slimming_penalty(subject: Subject, regularization_weight: float) -> Iterator
     yield Penalty(after_backward=after_backward)
 
 
-def check(subject: Subject, budget: Budget) -> None:
+def check(ahead: Ahead) -> None:
     """Raises InvalidInput where the options refuse groups without norms, and there is one that may lose channels."""
-    channel_scales(subject)
+    channel_scales(ahead.subject)
 
 
 def _without_norm(subject: Subject, found: list[Scale]) -> frozenset[str]:
@@ -156,7 +155,7 @@ def _channels_of(coupling: Coupling, names: frozenset[str]) -> np.ndarray[tuple[
 SLIMMING = Method(
     name="slimming",
     source="Liu et al. 2017, network slimming, arXiv:1708.06519",
-    version=1,
+    version=2,
     options=SlimmingOptions,
     penalty=slimming_penalty,
     choose=by_score(channel_scales),

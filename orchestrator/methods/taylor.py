@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from orchestrator.methods.gradients import by_channel, gate_gradients, makers, products
-from orchestrator.methods.method import Floats, Method, Options, Subject, by_score
+from orchestrator.methods.gradients import by_channel, check_gates, gate_gradients, makers, products
+from orchestrator.methods.method import Ahead, Floats, Method, Options, Subject, by_score
 
 
 class TaylorOptions(Options):
@@ -38,10 +38,17 @@ def taylor(subject: Subject) -> Floats:
     return result
 
 
+def check(ahead: Ahead) -> None:
+    """Raises UnsupportedModel where gates are wanted, and a layer's reading cannot be seen."""
+    if ahead.subject.options.importance == "gate":
+        check_gates(ahead)
+
+
 TAYLOR = Method(
     name="taylor",
     source="Molchanov et al. 2019, importance estimation, arXiv:1906.10771",
     version=1,
     options=TaylorOptions,
     choose=by_score(taylor),
+    check=check,
 )

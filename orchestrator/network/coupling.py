@@ -59,9 +59,7 @@ class Coupling:
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
     buffers: frozenset[str]  # the names in `shapes` that are no parameters
     bare: frozenset[ParameterDim] = frozenset()  # what masking leaves as it is: a weight is divided by it
-    depthwise: frozenset[str] = (
-        frozenset()
-    )  # weights of convolutions whose conv_groups are channels
+    depthwise: frozenset[str] = frozenset()  # weights of convolutions whose conv_groups are channels
     calls: tuple[Call, ...]
     notes: tuple[str, ...] = ()
 

@@ -5,8 +5,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
-from orchestrator.methods import Budget, Subject
+from orchestrator.methods import Ahead, Budget, Method, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, random_plan
 from orchestrator.network.architectures import build, check_runs
 from orchestrator.network.plan import removal_order
@@ -21,7 +22,8 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
     """Raise InvalidInput for whatever would end every trial of this kind at once; returns what else is to be said.
 
     An unknown model, data set, method or option; data that is missing or damaged; a model that does not run on it;
-    weights that do not fit; more pruning than the groups, their cap, round_to and one channel in each allow.
+    weights that do not fit; more pruning than the groups, their cap, round_to and one channel in each allow; a penalty
+    that finds nothing to act on.
     """
     setting = Setting.of(spec)
     data = setting.data
@@ -38,10 +40,22 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
     if setting.method.check is not None:
         flops = int(CostTable(coupling).flops() * (1 - spec.pruning_ratio))
         budget = Budget(flops=flops, group_cap=spec.group_cap, round_to=spec.round_to)
-        setting.method.check(subject, budget)
+        setting.method.check(Ahead(subject=subject, budget=budget, iterations=spec.iterations, example=example))
+    if spec.regularization_weight > 0:
+        _try_penalty(setting.method, subject, spec.regularization_weight, example)
     frozen = (*found.frozen, *untreated)
     whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in frozen)
     return tuple(f"{spec.model}: {note}" for note in (*coupling.notes, *whole))
+
+
+def _try_penalty(method: Method, subject: Subject, regularization_weight: float, example: Tensor) -> None:
+    """One pass as in training, but for the norms' statistics. Raises InvalidInput as the method's penalty does."""
+    if method.penalty is None:
+        return
+    with method.penalty(subject, regularization_weight) as penalty:
+        subject.model.eval()(example)
+        if penalty.extra_loss is not None:
+            penalty.extra_loss()
 
 
 def _check_budget(spec: TrialSpec, coupling: Coupling, prunable: frozenset[str]) -> None:

@@ -10,7 +10,7 @@ of the recovery, and the scratch control still begins at random: it then has les
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ class _Arm(Trial):
         whole = build(self.setting.spec.model, classes=data.classes, input_shape=data.input_shape, seed=seed)
         coupling = self.networks.dense.coupling
         model = cut(whole, coupling, plan)
-        spread_(model, whole)
+        spread_(model, whole, {call.weight for call in coupling.calls})
         return Network(model=model.to(self.networks.device), coupling=coupling.restrict(plan), plan=plan)
 
     def measured(self, network: Network) -> dict[str, Any]:
@@ -205,13 +205,15 @@ def _parameters(arm: str, schedule: Schedule) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def spread_(small: nn.Module, whole: nn.Module) -> None:
+def spread_(small: nn.Module, whole: nn.Module, layers: Collection[str]) -> None:
     """Widen the random weights of a network that was cut out of another, for it reads fewer channels.
+
+    layers: the names of convolutions' and linear layers' weights; what else a network has, a layer scale say, is left.
 
     What is drawn for n inputs has a deviation that falls with the root of n, by PyTorch's own layers at least, so this
     is what they would have drawn for the small one. Networks that draw for their outputs start a little wider.
     """
     drawn = dict(whole.named_parameters())
     for name, weight in small.named_parameters():
-        if weight.ndim > 1:
+        if name in layers:
             weight.mul_((drawn[name][0].numel() / weight[0].numel()) ** 0.5)

@@ -16,6 +16,7 @@ from scipy.stats import truncnorm
 from orchestrator.methods.agent_file import HIDDEN, Actor
 from orchestrator.methods.agent_walk import FEATURES
 from orchestrator.methods.method import Floats
+from orchestrator.network.seeding import seeded
 from orchestrator.record import InvalidInput, Record, Share
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Learner:
 
     def actor(self) -> Actor:
         """The actor as it is, to be asked with PyTorch alone."""
-        found = Actor(self.least_share)
+        with seeded(0):  # its first weights are drawn, and then overwritten
+            found = Actor(self.least_share)
         found.mu.load_state_dict(self.model.actor.mu.state_dict())
         return found.eval()
 

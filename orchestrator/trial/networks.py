@@ -26,6 +26,7 @@ from orchestrator.trial.path import Setting, steps
 from orchestrator.trial.verified import verified
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
+IDLE = "its layers run in training alone: nothing would be saved"
 
 
 class Collected(InvalidInput):
@@ -195,20 +196,32 @@ class Networks:
             return method.choose(self.subject(replace(network, coupling=coupling), seed_of(key)), budget)
 
         example = example_of(self.setting.data).to(self.device)
-        found = verified(network.model, network.coupling, choose, example)
-        chosen_from = self.subject(replace(network, coupling=found.coupling), seed_of(key))
-        frozen = (*found.frozen, *left_whole(method, chosen_from, example))
-        model = cut(network.model, found.coupling, found.plan)
         unrepaired: Mapping[str, str] | None = None
-        if method.repair_ is not None:
-            unrepaired = method.repair_(model, chosen_from, found.plan)
+        with _full_precision(self.device):
+            found = verified(network.model, network.coupling, choose, example)
+            chosen_from = self.subject(replace(network, coupling=found.coupling), seed_of(key))
+            frozen = (*found.frozen, *left_whole(method, chosen_from, example))
+            model = cut(network.model, found.coupling, found.plan)
+            if method.repair_ is not None:
+                unrepaired = method.repair_(model, chosen_from, found.plan)
         coupling, plan = found.coupling.restrict(found.plan), network.plan.then(found.plan)
         return Network(model=model, coupling=coupling, plan=plan, frozen=frozen, unrepaired=unrepaired or {})
 
 
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """A GPU's float32 convolutions not rounded to TF32, which is PyTorch's default, and the same at every call."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
 def left_whole(method: Method, subject: Subject, example: Tensor) -> tuple[FrozenGroup, ...]:
-    """The groups of a subject that its method leaves whole on principle. example: [N, C, H, W] in the data's shape."""
-    reasons = {} if method.left_whole is None else method.left_whole(subject, example)
+    """The groups of a subject that are left whole on principle. example: [N, C, H, W] in the data's shape."""
+    reasons = dict.fromkeys(sorted(subject.free_of_charge()), IDLE)
+    reasons |= {} if method.left_whole is None else method.left_whole(subject, example)
     sizes = {name: subject.coupling.by_name[name].size for name in reasons}
     return tuple(FrozenGroup(group=name, channels=sizes[name], reason=reasons[name]) for name in reasons)
 

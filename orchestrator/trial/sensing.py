@@ -29,7 +29,10 @@ class Sensor:
         setting = Setting.of(spec)
         choose = setting.method.choose
         if not isinstance(choose, by_score):
-            raise InvalidInput(f"method is {spec.method!r}, which gives a channel no score of its own; take another")
+            raise InvalidInput(
+                f"method is {spec.method!r}, which does not rank all channels by one score; take another, such as "
+                "filter_norm"
+            )
         trial = Trial(setting, store, device, None)
         dense = trial.steps[0]
         try:

@@ -225,7 +225,10 @@ def complaint(result: Result) -> str:
         (["--shares", "half"], "--shares is 'half'; give numbers between 0 and 1, such as 0.1,0.3,0.5"),
         (["--groups", "conv4"], "--groups: no group is 'conv4'; did you mean conv"),
         (["--groups", "x"], "--groups: no group is 'x'; there are conv1, conv2, conv3"),
-        (["--method", "pfec"], "method is 'pfec', which gives a channel no score of its own; take another"),
+        (
+            ["--method", "pfec"],
+            "method is 'pfec', which does not rank all channels by one score; take another, such",
+        ),
         (["--method", "nobody"], "method is 'nobody'; it must be one of oicsr, "),
         (["--method", "slimming"], "found.json: was measured with another method; give another --output"),
         (["--statistics"], "found.json: was measured with another norm statistics; give another --output"),

@@ -135,6 +135,20 @@ class Flattened(nn.Module):
         return self.head(F.relu(self.hidden(x.flatten(1))))
 
 
+class AuxiliaryHead(nn.Module):
+    """In training a second head says what it thinks of the first layer's features; pruned, it would save nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 12), nn.Linear(12, 5)
+        self.aside, self.second = conv(8, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        out = self.head(F.relu(self.b(x)).mean((2, 3)))
+        return out + self.second(F.relu(self.aside(x)).mean((2, 3))) if self.training else out
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain,
     "residual": Residual,
@@ -145,6 +159,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "transposed": Transposed,
     "transposed_grouped": TransposedGrouped,
     "flattened": Flattened,
+    "auxiliary_head": AuxiliaryHead,
 }
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from small_networks import EXAMPLE, NETWORKS, Plain, built, subject_of, untaught_agent
 from torch import nn
 
-from orchestrator.methods import METHODS, Budget
+from orchestrator.methods import METHODS, Ahead, Budget, Subject
 from orchestrator.methods.agent import check, ground_of, importance
 from orchestrator.methods.agent_file import HEADER, UnfitAgent, load_agent, signature
 from orchestrator.methods.agent_walk import FEATURES, Ground, Walk, walked
@@ -20,6 +20,12 @@ from orchestrator.network import CostTable, Plan, cut, measure
 
 AGENT = METHODS["conditional_agent"]
 BUDGET = Budget(flops=1, group_cap=0.5)
+
+
+def ahead(subject: Subject) -> Ahead:
+    return Ahead(subject=subject, budget=BUDGET, iterations=1, example=EXAMPLE)
+
+
 GROUNDS: dict[str, Ground] = {}
 
 
@@ -193,10 +199,10 @@ def test_an_agent_knows_the_network_it_was_taught_on(tmp_path: Path) -> None:
     subject = subject_of(model, AGENT, agent=str(path))
     small = cut(model, subject.coupling, plan := AGENT.choose(subject, budget))
     restricted = subject.coupling.restrict(plan)  # in a later iteration its widths are others
-    check(subject_of(small, AGENT, restricted, agent=str(path)), BUDGET)
-    check(subject_of(model, AGENT, subject.coupling.without(["a"], "its cut was wrong"), agent=str(path)), BUDGET)
+    check(ahead(subject_of(small, AGENT, restricted, agent=str(path))))
+    check(ahead(subject_of(model, AGENT, subject.coupling.without(["a"], "its cut was wrong"), agent=str(path))))
     with pytest.raises(UnfitAgent, match="was taught on plain, which has no group widen such as this network has; tea"):
-        check(subject_of(built("depthwise_gated"), AGENT, agent=str(path)), BUDGET)
+        check(ahead(subject_of(built("depthwise_gated"), AGENT, agent=str(path))))
     with pytest.raises(UnfitAgent, match="teach one on this network, or one with --any-network"):
         AGENT.choose(subject_of(built("dense"), AGENT, agent=str(path)), budget)
 
@@ -205,9 +211,9 @@ def test_an_agent_is_asked_with_the_options_it_was_taught_with(tmp_path: Path) -
     groups = {group.name: signature(group) for group in ground("plain").groups}
     options = {"channels": "filter_norm", "repair": True}
     path = untaught_agent(tmp_path, any_network=False, groups=groups, options=options)
-    check(subject_of(built("plain"), AGENT, agent=str(path)), BUDGET)
+    check(ahead(subject_of(built("plain"), AGENT, agent=str(path))))
     with pytest.raises(UnfitAgent, match=r"was taught with repair = True; here it is False"):
-        check(subject_of(built("plain"), AGENT, agent=str(path), repair=False), BUDGET)
+        check(ahead(subject_of(built("plain"), AGENT, agent=str(path), repair=False)))
 
 
 def test_an_agent_that_is_not_there_is_named() -> None:
@@ -218,7 +224,7 @@ def test_an_agent_that_is_not_there_is_named() -> None:
         AGENT.choose(subject, Budget(flops=1, group_cap=0.5))
     subject = subject_of(built("plain"), AGENT, agent="nowhere.safetensors")
     with pytest.raises(UnfitAgent, match=r"nowhere\.safetensors: there is no such file; `orchestrator teach"):
-        check(subject, BUDGET)
+        check(ahead(subject))
     assert AGENT.fingerprint is not None
     with pytest.raises(UnfitAgent, match="there is no such file"):
         AGENT.fingerprint(subject.options)

@@ -17,6 +17,7 @@ from orchestrator.methods.compensation import halves
 from orchestrator.methods.compensation_algebra import Moments, Selection, refitted, rescaled, variances
 from orchestrator.methods.compensation_ranking import places, ranked
 from orchestrator.methods.compensation_readings import Reading
+from orchestrator.methods.compensation_repair import Compensation
 from orchestrator.methods.compensation_search import StructuralSearch, allowed_widths, flops_of
 from orchestrator.methods.compensation_shifts import Shift, shifts
 from orchestrator.methods.layers import COMPUTED, calls, evaluating, outputs, patches, watching
@@ -422,6 +423,33 @@ def test_a_network_that_knows_nothing_is_cut_as_far_as_it_goes_where_it_must() -
     search = search_of(lambda widths: 0.0)
     least = {name: widths[-1] for name, widths in search.allowed.items()}
     assert search.under(search.flops(least))[0] == least
+
+
+def test_an_accuracy_of_zero_is_no_reason_to_miss_the_budget() -> None:
+    """In floating point 1/3 - 25 x 1/3 / 25 is above 0, and all groups stayed whole."""
+    allowed = {f"group{number}": [2, 1] for number in range(25)}
+    search = StructuralSearch(
+        allowed=allowed,
+        accuracy=lambda widths: 1 / 3 if min(widths.values()) == 2 else 0.0,
+        flops=lambda widths: sum(widths.values()),
+    )
+    assert search.flops(search.under(25)[0]) == 25
+
+
+@pytest.mark.parametrize("inputs", ["original", "cut"])
+def test_the_search_compensates_as_the_repair_will(inputs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name, function in (("original", Compensation.apply_), ("cut", Compensation.apply_forward_)):
+
+        def noted(*given: Any, name: str = name, function: Callable[..., None] = function) -> None:
+            done.append(name)
+            function(*given)
+
+        monkeypatch.setattr(Compensation, function.__name__, noted)
+    subject = subject_of(built("plain"), COMPENSATION, widths="search", inputs=inputs)
+    budget = Budget(flops=int(CostTable(subject.coupling).flops() * 0.75), group_cap=0.5)
+    COMPENSATION.choose(subject, budget)
+    assert set(done) == {inputs}
 
 
 def test_flops_to_spare_are_spent_unless_that_costs_accuracy() -> None:

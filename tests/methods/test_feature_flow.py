@@ -361,6 +361,26 @@ def test_nothing_is_left_after_an_exception_in_a_pass() -> None:
     assert not hooks(model)
 
 
+def test_nothing_is_left_after_a_pass_was_interrupted() -> None:
+    """PyTorch calls hooks for exceptions, and for Ctrl-C it does not."""
+    model = built("plain").double()
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.b.register_forward_hook(interrupted)
+
+    def train() -> None:
+        with METHOD.penalty(subject_of(model, METHOD), WEIGHT):
+            model(PICTURES)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    handle.remove()
+    assert torch.overrides._len_torch_function_stack() == 0
+    assert not hooks(model)
+
+
 def test_nothing_is_left_after_an_exception_between_passes() -> None:
     model = chain()
 

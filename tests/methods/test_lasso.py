@@ -1,6 +1,7 @@
 """LASSO selection against scikit-learn on the written-out regression, and what repair makes of a cut network."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, islice
 
 import numpy as np
@@ -300,9 +301,9 @@ def on_digits(model: nn.Module, data: DataSet, name: str) -> Subject:
 def test_on_digits_repair_regains_what_a_cut_costs() -> None:
     """Validation accuracy with norm statistics re-estimated, nothing trained, at a quarter of the flops."""
     data = load("digits")
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = Digits()
-    fit(model, data, Schedule(epochs=4, learning_rate=0.1, batch_size=64), seed=0)
+    fit(model, data, Schedule(epochs=6, learning_rate=0.02, batch_size=64), seed=1)
     found = {}
     for name in ("filter_norm", "lasso"):
         method, subject = METHODS[name], on_digits(model, data, name)
@@ -317,3 +318,17 @@ def test_on_digits_repair_regains_what_a_cut_costs() -> None:
     assert found["lasso", True] > found["lasso", False] + 0.05
     assert found["lasso", True] > found["filter_norm", True] + 0.05
     assert found["filter_norm", True] == found["filter_norm", False]  # it has no repair
+
+
+def test_a_group_that_is_never_other_than_zero_is_told_by_nothing() -> None:
+    """Its solution is 0 at any alpha: none is looked for."""
+    assert lasso_at(np.zeros((4, 4)), np.zeros(4), 2).tolist() == [0.0] * 4
+    stays = strongest(np.zeros((4, 4)), np.zeros(4), 2, np.array([1.0, 3.0, 4.0, 2.0]))
+    assert stays.tolist() == [False, True, True, False]
+
+
+def test_without_pictures_it_says_what_it_needs() -> None:
+    subject = replace(subject_of(built("plain"), METHODS["lasso"]), calibration=lambda: ())
+    budget = Budget(flops=CostTable(subject.coupling).flops() - 1, group_cap=0.5)
+    with pytest.raises(InvalidInput, match="there are no calibration pictures to fit layers on; at least a batch"):
+        choose(subject, budget)

@@ -125,6 +125,27 @@ def test_choose_leaves_the_model_alone(method: Method, network: str) -> None:
 
 
 @every_method
+def test_choose_and_repair_leave_random_states_alone(method: Method) -> None:
+    subject = subject_of(built("plain"), method)
+    states = torch.get_rng_state(), np.random.get_state()
+    plan = method.choose(subject, half_way(subject))
+    if method.repair_ is not None:
+        method.repair_(cut(subject.model, subject.coupling, plan), subject, plan)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert all(np.array_equal(now, was) for now, was in zip(np.random.get_state(), states[1], strict=True))
+
+
+@every_method
+def test_what_runs_in_training_alone_is_not_pruned(method: Method) -> None:
+    """It costs nothing where flops are counted, so a score of 0 is no reason to take it first."""
+    subject = subject_of(built("auxiliary_head"), method)
+    assert subject.free_of_charge() == {"aside"}
+    plan = method.choose(subject, half_way(subject))
+    assert plan.kept
+    assert "aside" not in plan.kept
+
+
+@every_method
 @every_network
 def test_same_seed_same_plan(method: Method, network: str) -> None:
     model = built(network)

@@ -10,7 +10,7 @@ import torch
 from small_networks import built, conv, subject_of
 from torch import Tensor, nn
 
-from orchestrator.methods import METHODS, Budget, Subject
+from orchestrator.methods import METHODS, Ahead, Budget, Subject
 from orchestrator.methods.filter_norm import filter_norm
 from orchestrator.methods.pfec import PfecOptions, layer_norms
 from orchestrator.methods.pfec_recipes import RECIPES, UnfitRecipe, published_plan, published_widths
@@ -207,12 +207,18 @@ def budget(coupling: Coupling, flops_kept: float, **other: Any) -> Budget:
     return Budget(flops=int(CostTable(coupling).flops() * flops_kept), **{"group_cap": 0.625, **other})
 
 
+def check(subject: Subject, limits: Budget, iterations: int = 1) -> None:
+    assert PFEC.check is not None
+    PFEC.check(Ahead(subject=subject, budget=limits, iterations=iterations, example=torch.zeros(1, 3, 8, 8)))
+
+
 @pytest.mark.parametrize("scoring", ["independent", "greedy"])
 def test_a_recipe_is_chosen_by_the_method(scoring: str) -> None:
     model, coupling = small_resnet()
     subject = asked(coupling, model, recipe="resnet56-b", scoring=scoring)
-    assert PFEC.check is not None
-    PFEC.check(subject, budget(coupling, 0.73))
+    check(subject, budget(coupling, 0.73))
+    with pytest.raises(UnfitRecipe, match="recipe resnet56-b is for one cut; iterations is 2 and must be 1"):
+        check(subject, budget(coupling, 0.73), iterations=2)
     plan = PFEC.choose(subject, budget(coupling, 0.73))
     widths = published_widths(coupling, "resnet56-b")
     assert {name: len(kept) for name, kept in plan.kept.items()} == widths
@@ -244,7 +250,7 @@ def test_a_recipe_is_chosen_by_the_method(scoring: str) -> None:
 def test_no_setting_is_passed_over(error: type[Exception], message: str, limits: dict[str, Any]) -> None:
     _, coupling = small_resnet()
     subject = asked(coupling, recipe="resnet56-b")
-    for act in (PFEC.choose, PFEC.check):
+    for act in (PFEC.choose, check):
         with pytest.raises(error, match=message):
             act(subject, budget(coupling, **{"group_cap": 0.625, **limits}))
 

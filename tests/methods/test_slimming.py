@@ -8,7 +8,7 @@ import torch
 from small_networks import built, subject_of
 from torch import Tensor, nn
 
-from orchestrator.methods import METHODS, Budget, Subject
+from orchestrator.methods import METHODS, Ahead, Budget, Subject
 from orchestrator.methods.slimming import channel_scales, scales
 from orchestrator.network import CostTable
 from orchestrator.record import InvalidInput
@@ -158,6 +158,16 @@ def test_a_scale_of_several_dimensions_counts_by_its_mean() -> None:
     torch.testing.assert_close(gradients["norm.weight"], WEIGHT * model.norm.weight.sign())
 
 
+def test_a_scale_that_two_norms_share_counts_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 5))
+    model[2].weight = model[1].weight
+    nn.init.uniform_(model[1].weight, -1, 1)
+    subject = subject_of(model.eval(), SLIMMING, several="sum")
+    scale = model[1].weight.detach().clone()
+    np.testing.assert_allclose(channel_scales(subject), scale.abs().tolist(), rtol=1e-6)
+    torch.testing.assert_close(by_penalty(subject)["1.weight"], WEIGHT * scale.sign())
+
+
 def choose(subject: Subject) -> Any:
     return SLIMMING.choose(subject, Budget(flops=1, group_cap=0.5))
 
@@ -169,7 +179,9 @@ def open_penalty(subject: Subject) -> None:
 
 def check(subject: Subject) -> None:
     assert SLIMMING.check is not None
-    SLIMMING.check(subject, Budget(flops=1, group_cap=0.5))
+    SLIMMING.check(
+        Ahead(subject=subject, budget=Budget(flops=1, group_cap=0.5), iterations=1, example=torch.zeros(1, 3, 8, 8))
+    )
 
 
 @pytest.mark.parametrize("act", [choose, open_penalty, check])

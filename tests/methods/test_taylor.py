@@ -180,7 +180,7 @@ def test_a_weight_that_is_computed_is_named() -> None:
     model = built("plain")
     parametrizations.weight_norm(model.b)
     asked = subject(model, FISHER)
-    with pytest.raises(UnsupportedModel, match=r"b\.param.*: what this layer reads cannot be seen; its weight is comp"):
+    with pytest.raises(UnsupportedModel, match=r"b\.param.*: what this layer reads cannot be seen: its weight is comp"):
         fisher(asked)
     assert np.isfinite(taylor(subject(model, TAYLOR))).all()
 

@@ -90,6 +90,36 @@ def weight_normed(classes: int) -> nn.Module:
     return model
 
 
+class OneFeature(nn.Module):
+    """All that a layer reads but the pictures is one vector."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(64, 8), nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.a(x.flatten(1))))
+
+
+def one_feature(classes: int) -> nn.Module:
+    return OneFeature(classes)
+
+
+def auxiliary_head(classes: int) -> nn.Module:
+    """A second head that runs in training alone."""
+
+    class Twice(Small):
+        def __init__(self) -> None:
+            super().__init__(classes)
+            self.aside, self.second = nn.Conv2d(8, 6, 3), nn.Linear(6, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            return out + self.second(self.aside(self.a(x)).mean((2, 3))) if self.training else out
+
+    return Twice()
+
+
 def noisy(classes: int) -> nn.Module:
     return Noisy(classes)
 

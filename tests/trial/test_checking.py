@@ -46,6 +46,14 @@ def test_what_the_method_leaves_whole_is_said(spec_of: SpecOf) -> None:
         trial.check(spec_of(model="own_models:weight_normed", method="compensation", pruning_ratio=0.6))
 
 
+def test_what_runs_in_training_alone_is_said_to_stay(spec_of: SpecOf) -> None:
+    (note,) = trial.check(spec_of(model="own_models:auxiliary_head"))
+    assert note == (
+        "own_models:auxiliary_head: group aside (6 channels) stays whole: its layers run in training alone: nothing "
+        "would be saved"
+    )
+
+
 def test_a_model_whose_answers_change_is_refused(spec_of: SpecOf) -> None:
     with pytest.raises(InvalidInput, match="in evaluation mode the model gives another output for the same input"):
         trial.check(spec_of(model="own_models:noisy"))
@@ -75,6 +83,22 @@ def test_a_model_whose_answers_change_is_refused(spec_of: SpecOf) -> None:
             r"the model must return \[2, 10\] for two pictures; it returned \[2, 11\]",
         ),
         ({"weights": "none.pt"}, r"weights: none\.pt: no such file"),
+        (
+            {"model": "own_models:one_feature", "method": "feature_flow"},
+            r"feature_flow: this network's path has no two features to compare \(it has 8\)",
+        ),
+        (
+            {"method": "feature_flow", "method_options": {"shape_change": "skip"}},
+            r"no two features to compare \(it has .*\); method_options\.shape_change: 'project' compares",
+        ),
+        (
+            {"model": "own_models:weight_normed", "method": "fisher"},
+            r"b\.\S+: what this layer reads cannot be seen",
+        ),
+        (
+            {"model": "own_models:weight_normed", "method": "taylor", "method_options": {"importance": "gate"}},
+            r"b\.\S+: what this layer reads cannot be seen: its weight is computed before it is used, or",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -171,8 +171,11 @@ def test_random_weights_of_a_cut_network_are_as_wide_as_it_would_draw_them() -> 
         for part, source in zip(small, whole, strict=True):
             part.weight.copy_(source.weight[:, : part.weight.shape[1]])
             part.bias.copy_(source.bias)
-    confirming.spread_(small, whole)
-    for part in small:
+    scaled = nn.Parameter(torch.ones(1, 4))
+    small.scale, whole.scale = scaled, nn.Parameter(torch.ones(1, 8))
+    confirming.spread_(small, whole, {"0.weight", "1.weight"})
+    assert scaled.eq(1).all()  # nobody draws it for a number of inputs
+    for part in (small[0], small[1]):
         bound = part.weight[0].numel() ** -0.5  # PyTorch draws evenly from -bound to bound
         assert part.weight.abs().max() <= bound
         assert part.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
