@@ -7,18 +7,19 @@ pages lead to, such as deploy/README.md, so that they are read in one place and 
 import inspect
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BeforeValidator
 from typer.main import get_command
 
 from orchestrator import cli
 from orchestrator.methods import METHODS, Options
+from orchestrator.methods.words import comments_of, in_words, kind_text, owner_of, plain, value_text
 from orchestrator.record import Record, Schedule, TrialSpec
 from orchestrator.search.space import SECTIONS
 
@@ -32,8 +33,6 @@ BESIDE = {  # where a file of the tree lies on the site
 }
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.M)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
-BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "object": "table"}
 
 
 # --- called by MkDocs ---
@@ -99,19 +98,13 @@ def _section(title: str, record: type[Record]) -> str:
     schema, meanings = record.model_json_schema(), comments_of(record)
     rows = []
     for name, field in record.model_fields.items():
-        facts = _plain(schema["properties"][name])
+        facts = plain(schema["properties"][name])
         counted = any(isinstance(one, BeforeValidator) for one in _metadata(field.annotation, field.metadata))
-        default = "required" if field.is_required() else _value(field.default)
-        rows.append((f"`{name}`", _kind(facts, counted=counted), default, _cell(meanings.get(name, ""))))
+        default = "required" if field.is_required() else _default(field.default)
+        rows.append((f"`{name}`", kind_text(facts, counted=counted), default, _cell(meanings.get(name, ""))))
     head = "## " + re.sub(r"(\[[\w.]+\])", r"`\1`", title)
     about = (inspect.getdoc(record) or "").strip()
     return "\n".join([head, "", about, "", *_table(("field", "value", "default", "meaning"), rows)])
-
-
-def comments_of(record: type[BaseModel]) -> dict[str, str]:
-    """What the source says beside each field."""
-    found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(record), re.M)
-    return dict(found)
 
 
 def methods() -> str:
@@ -128,32 +121,13 @@ def method_options() -> str:
     having: dict[tuple[type[Options], str], list[str]] = {}
     for name, method in METHODS.items():
         for option in method.options.model_fields:
-            having.setdefault((_owner(method.options, option), option), []).append(name)
+            having.setdefault((owner_of(method.options, option), option), []).append(name)
     rows = []
     for (owner, option), names in having.items():
         of = "all" if len(names) == len(METHODS) else ", ".join(f"`{name}`" for name in names)
-        facts = _plain(owner.model_json_schema()["properties"][option])
-        default = _value(owner.model_fields[option].default)
-        rows.append((f"`{option}`", of, _kind(facts, counted=False), default, _cell(meanings_of(owner)[option])))
+        words = next(one for one in in_words(owner) if one.name == option)
+        rows.append((f"`{option}`", of, words.values, f"`{words.default}`", _cell(words.meaning)))
     return "\n".join(_table(("option", "of", "value", "default", "meaning"), rows))
-
-
-def _owner(options: type[Options], name: str) -> type[Options]:
-    """The class that an option was written in."""
-    return next(one for one in reversed(options.__mro__) if name in inspect.get_annotations(one))
-
-
-def meanings_of(options: type[Options]) -> dict[str, str]:
-    """What a class of options says of each: in its docstring, where a sentence begins with names, or beside the field.
-
-    Names with commas between them have one meaning.
-    """
-    own = "|".join(options.__annotations__)
-    said = re.split(rf"(?:^|(?<=[.\n])\s+)((?:(?:{own})(?:, )?)+): ", inspect.getdoc(options) or "")
-    found = comments_of(options)
-    for names, meaning in zip(said[1::2], said[2::2], strict=True):
-        found |= dict.fromkeys(names.split(", "), meaning)
-    return found
 
 
 def _said(answer: object) -> str:
@@ -172,26 +146,8 @@ def _metadata(annotation: Any, given: list[Any]) -> Iterator[Any]:
         yield from getattr(inner, "__metadata__", ())
 
 
-def _plain(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    options = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
-    return options[0]
-
-
-def _kind(facts: Mapping[str, Any], *, counted: bool) -> str:
-    if "enum" in facts:
-        return " or ".join(f"`{_value(value, bare=True)}`" for value in facts["enum"])
-    if "const" in facts:
-        return f"`{_value(facts['const'], bare=True)}`"
-    words = KINDS.get(str(facts.get("type")), "table")
-    bounds = [f"{words} {facts[key]:g}" for key, words in BOUNDS.items() if key in facts]
-    return ", ".join([f"{words}, or text such as `60M`" if counted else words, *bounds])
-
-
-def _value(value: Any, *, bare: bool = False) -> str:
-    if value is None:
-        return "none"
-    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if bare else f"`{text}`"
+def _default(value: Any) -> str:
+    return "none" if value is None else f"`{value_text(value)}`"
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from orchestrator.commands.asking import best, front, status
 from orchestrator.commands.comparing import compare
 from orchestrator.commands.confirming import confirm
+from orchestrator.commands.describing import methods
 from orchestrator.commands.exporting import export
 from orchestrator.commands.inspecting import inspect
 from orchestrator.commands.keeping import gc, ls, merge, rm
@@ -33,6 +34,7 @@ COMMANDS = (  # in the order that --help has
     report,
     watch,
     inspect,
+    methods,
     sensitivity,
     ls,
     gc,
