@@ -330,6 +330,8 @@ def parse_flops(text: str, name: str = "max_flops") -> int:
     value = float(match[1]) * SUFFIXES[match[2].lower()] if match else math.nan
     if not (math.isfinite(value) and value > 0):
         raise InvalidInput(f"{name} is {text!r}; give a number above 0, such as 2500000, 60M or 4.1G")
+    if value < 10 and value != round(value):  # a share was meant
+        raise InvalidInput(f"{name} is {text!r}; give flops, such as 2500000, 60M or 4.1G, not a share of them")
     return round(value)
 
 

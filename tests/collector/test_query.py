@@ -151,6 +151,12 @@ def test_flops_are_read_as_people_write_them(text: str, flops: int) -> None:
     assert parse_flops(text) == flops
 
 
+@pytest.mark.parametrize("text", ["0.5", "1.5"])
+def test_a_share_is_not_taken_for_flops(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--max-flops is '.*'; give flops, such as .*, not a share of them"):
+        parse_flops(text, "--max-flops")
+
+
 @pytest.mark.parametrize("text", ["", "M", "60 MB", "-3M", "0", "nan", "inf", "1e999", "6OM", "60M flops"])
 def test_flops_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"--max-flops is '.*'; give a number above 0"):
