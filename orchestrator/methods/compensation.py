@@ -83,6 +83,7 @@ def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) ->
     sampling = _sampling(subject, seen)
     layers = _layers(subject, subject.prunable(), sampling)
     _, names, order = _ranked(subject, budget, layers)  # says so where no widths can meet the budget
+    compensate_ = _compensating(subject, layers, sampling)
 
     def accuracy(widths: Widths) -> float:
         plan = widths_plan(coupling, widths, order)
@@ -90,7 +91,6 @@ def _searched(subject: Subject, budget: Budget, seen: Batches, held: Batches) ->
         compensate_(small, plan)
         return right_share(small, held)
 
-    compensate_ = _compensating(subject, layers, sampling)
     allowed = allowed_widths(coupling, budget, names)
     search = StructuralSearch(allowed=allowed, accuracy=accuracy, flops=flops_of(coupling))
     widths, drop = search.under(budget.flops)
