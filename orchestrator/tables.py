@@ -1,12 +1,14 @@
 """What the commands print: tables on a terminal, plain lines elsewhere."""
 
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +30,9 @@ CONFIRMED_MEANS = (
 OPTIMISM_MEANS = "optimism: accuracy on the validation split when the search found the point, less that mean"
 MEMBERS_SHOWN = 4
 BYTES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
-SHORT, FOLDED = 12, 6  # characters: wider columns may fold, to no less than this
+SHORT = 12  # characters of a key
+UNBROKEN = re.compile(r"\S+(?: ± \S+| (?:[kMGTP]|[kMGT]?B|bytes)(?!\S))*\s*")  # a word, a figure with what is of it
+Cell = list[str]  # the pieces of a text, between which it may be folded
 
 
 def flops_text(value: float) -> str:
@@ -221,20 +225,86 @@ def print_frame(frame: "pd.DataFrame", cells: Mapping[str, Callable[[Any], str]]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table. To fit a terminal it folds the words of its header, then long texts, and never a figure."""
-    columns = [[name, *(row[index] for row in rows)] for index, name in enumerate(header)]
-    narrow = sum(max(map(len, column)) + 2 for column in columns) > console().width
-    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0), header_style="bold")
-    least = -1
-    for name, *cells in columns:
-        heading = name.replace("_", "_\n") if narrow else name
-        width = max(map(len, [*heading.split("\n"), *cells]))
-        is_text = not all(cell[:1].isdigit() or cell == "-" for cell in cells)
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=width <= SHORT, overflow="fold")
-        least += 1 + (width if width <= SHORT else FOLDED)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console(least).print(table)
+    """A table. To fit a terminal it folds its header and its texts between words, and never a word or a figure.
+
+    What is still too wide comes in parts, one below the other, each with the columns that tell the rows apart.
+    """
+    columns = [[_heading(name), *(UNBROKEN.findall(row[index]) for row in rows)] for index, name in enumerate(header)]
+    room = console().width
+    if sum(map(_widest, columns)) + 2 * len(columns) <= room:
+        _print_part(columns, list(map(_widest, columns)), gap=2)
+        return
+    for nth, part in enumerate(_parts(columns, room)):
+        if nth:
+            typer.echo()
+        _print_part(part, _widths(part, room), gap=1)
+
+
+def _heading(name: str) -> Cell:
+    """A name may be folded behind its underscores too."""
+    return [piece for word in UNBROKEN.findall(name) for piece in re.split("(?<=_)", word) if piece]
+
+
+def _print_part(columns: Sequence[Sequence[Cell]], widths: Sequence[int], *, gap: int) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for (heading, *cells), width in zip(columns, widths, strict=True):
+        is_text = not all(cell[:1] in ([], ["-"]) or cell[0][0].isdigit() for cell in cells)
+        table.add_column(_fold(heading, width), justify="left" if is_text else "right", no_wrap=True)
+    folded = [[Text(_fold(cell, width)) for cell in cells] for (_, *cells), width in zip(columns, widths, strict=True)]
+    for row in zip(*folded, strict=True):
+        table.add_row(*row)
+    console(sum(widths) + gap * len(widths)).print(table)
+
+
+def _parts(columns: Sequence[Sequence[Cell]], room: int) -> list[list[Sequence[Cell]]]:
+    """The columns that are printed together; each time those that tell the rows apart, unless they fill half of it."""
+    leading = _leading(columns)
+    if sum(map(_least, columns[:leading])) + leading > room / 2:
+        leading = 1
+    lead = list(columns[:leading])
+    parts = [lead]
+    for column in columns[leading:]:
+        together = [*parts[-1], column]
+        if parts[-1] != lead and sum(map(_least, together)) + len(together) - 1 > room:
+            together = [*lead, column]
+            parts.append(together)
+        parts[-1] = together
+    return parts
+
+
+def _leading(columns: Sequence[Sequence[Cell]]) -> int:
+    """How many columns, from the left, tell the rows apart; 1 where none do."""
+    for count in range(1, len(columns)):
+        rows = [str(row) for row in zip(*columns[:count], strict=True)]
+        if len({*rows}) == len(rows):
+            return count
+    return 1
+
+
+def _widths(columns: Sequence[Sequence[Cell]], room: int) -> list[int]:
+    """Of columns side by side: the widest give way first, and none below its longest piece."""
+    widths, least = list(map(_widest, columns)), list(map(_least, columns))
+    while sum(widths) + len(widths) - 1 > room and widths != least:
+        spare = (index for index, width in enumerate(widths) if width > least[index])
+        widths[max(spare, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _widest(column: Sequence[Cell]) -> int:
+    return max(cell_len("".join(cell).rstrip()) for cell in column)
+
+
+def _least(column: Sequence[Cell]) -> int:
+    return max(cell_len(piece.rstrip()) for cell in column for piece in (cell or [""]))
+
+
+def _fold(cell: Cell, width: int) -> str:
+    lines = [""]
+    for piece in cell:
+        if lines[-1] and cell_len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def console(least: int = 0) -> Console:

@@ -25,7 +25,8 @@ EXPLAINED = {
     "lines: accuracy 0 at the flops of the largest dense model",
     "accuracy at a budget": "the best of a line's points with at most so many flops, on the validation split",
     "mean and deviation": "over seeds: each figure is worked out for each seed alone. The deviation is that of the "
-    "sample; n says how many seeds have a point within the budget",
+    "sample; n says how many seeds have a point within the budget. Where the trials of each seed were in different "
+    "settings, as is then said among what is not the same, it is a deviation of settings too, not of seeds alone",
     "train_flops of a line": "of all stages on the paths to its points, each stage once; what two lines share counts "
     "for both",
 }

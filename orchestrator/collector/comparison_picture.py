@@ -22,9 +22,7 @@ def draw_comparison(comparison: Comparison, path: str | os.PathLike[str], *, ove
 
     Raises InvalidInput for a line without that cost, for another ending and for a bad path.
     """
-    without = next((line.name for line in comparison.lines if not line.points[over].notna().any()), None)
-    if without is not None:
-        raise InvalidInput(f"{without}: no point has {over}; trial.latency_batch in the search space has it measured")
+    check_measured(comparison, over)
 
     def paint(axes: Axes) -> None:
         draw_frame(axes, _title(comparison), LABELS[over], "accuracy on the validation split")
@@ -39,6 +37,13 @@ def draw_comparison(comparison: Comparison, path: str | os.PathLike[str], *, ove
         axes.legend(loc="lower right", frameon=False)
 
     write_picture(paint, path)
+
+
+def check_measured(comparison: Comparison, over: Over) -> None:
+    """Raises InvalidInput for a line of which no point has that cost."""
+    without = next((line.name for line in comparison.lines if not line.points[over].notna().any()), None)
+    if without is not None:
+        raise InvalidInput(f"{without}: no point has {over}; trial.latency_batch in the search space has it measured")
 
 
 def _draw_line(axes: Axes, line: Line, nth: int, over: Over) -> tuple[float, float]:

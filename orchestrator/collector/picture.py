@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.collector.course import hypervolume_over_cost, previous_points
 from orchestrator.collector.frontier import frontier_mask
 from orchestrator.collector.query import EmptyStudy, Study
+from orchestrator.collector.target import check_target
 from orchestrator.record import InvalidInput
 
 Show = Literal["frontier", "trajectories", "hypervolume"]
@@ -81,7 +82,7 @@ def draw(study: Study, path: str | os.PathLike[str], *, show: Show = "frontier",
     show: the frontier; the trajectories of the trials under it, dense -> cut -> cut; or hypervolume over train_flops.
     over: what accuracy is drawn over. Raises InvalidInput for another ending or a bad path.
     """
-    _check_ending(Path(path))
+    check_picture(Path(path))
     write_picture(
         _course_of(study) if show == "hypervolume" else _front_of(study, over, trajectories=show == "trajectories"),
         path,
@@ -91,7 +92,7 @@ def draw(study: Study, path: str | os.PathLike[str], *, show: Show = "frontier",
 def write_picture(paint: Callable[[Axes], None], path: str | os.PathLike[str]) -> None:
     """Draws into an SVG or PNG file, whole or not at all. Raises InvalidInput for another ending or a bad path."""
     target = Path(path)
-    _check_ending(target)
+    check_picture(target)
     aside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
         with mpl.rc_context(STYLE):
@@ -106,11 +107,9 @@ def write_picture(paint: Callable[[Axes], None], path: str | os.PathLike[str]) -
             aside.unlink()
 
 
-def _check_ending(target: Path) -> None:
-    if target.suffix not in FORMATS:
-        raise InvalidInput(
-            f"{target}: ends in {target.suffix or 'nothing'!r}; a picture ends in {' or '.join(FORMATS)}"
-        )
+def check_picture(target: Path) -> None:
+    """Raises InvalidInput for another ending, and for a folder that cannot be written to."""
+    check_target(target, "picture", FORMATS)
 
 
 def _points(study: Study) -> tuple[str, pd.DataFrame]:

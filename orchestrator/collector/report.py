@@ -31,6 +31,7 @@ from orchestrator.collector.recipe import (
     space_template,
     varied_names,
 )
+from orchestrator.collector.target import check_target
 from orchestrator.collector.widths import widths_of
 from orchestrator.record import InvalidInput, TrialRecord, now
 
@@ -122,14 +123,14 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> int:
     Raises InvalidInput for another ending, and where it cannot be written.
     """
     target = Path(path)
-    _check_ending(target)
+    check_page(target)
     return write_page(html_of(page_data(study)), target)
 
 
 def write_page(text: str, path: str | os.PathLike[str]) -> int:
     """Writes an HTML file, whole or not at all; returns its bytes. Raises InvalidInput as write_report does."""
     target = Path(path)
-    _check_ending(target)
+    check_page(target)
     content = text.encode()
     aside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
@@ -142,9 +143,9 @@ def write_page(text: str, path: str | os.PathLike[str]) -> int:
     return len(content)
 
 
-def _check_ending(target: Path) -> None:
-    if target.suffix not in ENDINGS:
-        raise InvalidInput(f"{target}: ends in {target.suffix or 'nothing'!r}; a page ends in {' or '.join(ENDINGS)}")
+def check_page(target: Path) -> None:
+    """Raises InvalidInput for another ending, and for a folder that cannot be written to."""
+    check_target(target, "page", ENDINGS)
 
 
 def _front(points: pd.DataFrame, cost: str) -> list[str]:

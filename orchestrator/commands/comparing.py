@@ -69,25 +69,38 @@ def compare(
 
     if plot is None and over is not Cost.flops:
         raise InvalidInput(f"--over {over.value}: is for the picture; give --plot FILE.svg too")
+    _check_files(output, plot)
     opened = [open_study(name, storage) for name in studies]
     found = put_side_by_side(opened, by=None if by is None else by.value, at=at)
+    if plot is not None:
+        from orchestrator.collector.comparison_picture import check_measured, draw_comparison
+
+        check_measured(found, over.value)
     if format is Format.table:
         _print(found, differences(found, opened))
     else:
         typer.echo(_as_text(found, opened, format))
-    written = []
+    aside = format is not Format.table
     if output is not None:
         from orchestrator.collector.comparison_page import comparison_data, write_comparison
 
         size = write_comparison(comparison_data(found, opened), output)
-        written.append(f"wrote {output} ({size / 1000:,.0f} kB); open it in a browser")
+        typer.echo(f"wrote {output} ({size / 1000:,.0f} kB); open it in a browser", err=aside)
     if plot is not None:
-        from orchestrator.collector.comparison_picture import draw_comparison
-
         draw_comparison(found, plot, over=over.value)
-        written.append(f"wrote {plot}")
-    for line in written:
-        typer.echo(line, err=format is not Format.table)
+        typer.echo(f"wrote {plot}", err=aside)
+
+
+def _check_files(output: Path | None, plot: Path | None) -> None:
+    """Before anything is printed or written: what is asked for comes whole, or one line says why not."""
+    if output is not None:
+        from orchestrator.collector.report import check_page
+
+        check_page(output)
+    if plot is not None:
+        from orchestrator.collector.picture import check_picture
+
+        check_picture(plot)
 
 
 def _as_text(found: "Comparison", studies: "list[Study]", format: Format) -> str:
@@ -135,7 +148,7 @@ def _print(found: "Comparison", unequal: "tuple[Difference, ...]") -> None:
 
 def _named(names: Sequence[str]) -> str:
     """A few names, or their number: a line stays short enough to read. csv and json have them all."""
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)} of them"
+    return (", ".join(names) or "-") if len(names) <= 3 else f"{len(names)} of them"
 
 
 def _text(figure: "Figure", seeds: int) -> str:
@@ -143,12 +156,18 @@ def _text(figure: "Figure", seeds: int) -> str:
 
 
 def _print_unequal(found: "Comparison", unequal: "tuple[Difference, ...]") -> None:
+    from orchestrator.collector.comparison_facts import OF_SEEDS
+
     typer.echo()
     if not unequal:
         print_heading("The same in all: model, data, dense model, schedules, seeds, trials")
         return
     print_heading("NOT THE SAME, besides what is compared: unequal budgets, data or training make unequal comparisons")
     print_table(["field", *(line.name for line in found.lines)], [[one.field, *one.values] for one in unequal])
+    if any(one.field == OF_SEEDS for one in unequal):
+        print_heading(
+            f"{OF_SEEDS}: where their settings are different, ± is a deviation of settings too, not of seeds alone"
+        )
 
 
 def _print_confirmed(confirmed: "pd.DataFrame") -> None:

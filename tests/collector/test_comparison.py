@@ -1,6 +1,7 @@
 """A comparison's figures by hand: frontiers over seeds, one reference, budgets, costs counted once; what differs."""
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from orchestrator import Study, cli
 from orchestrator.collector.comparison import Comparison, Figure, as_table, compare, confirmed_of, mean_front
-from orchestrator.collector.comparison_facts import differences
+from orchestrator.collector.comparison_facts import OF_SEEDS, differences
 from orchestrator.collector.comparison_page import comparison_data
 from orchestrator.collector.comparison_picture import draw_comparison
 from orchestrator.collector.query import EmptyStudy
@@ -92,12 +93,12 @@ class Made:
             made.append(self.stage(sparse, "cut", parameters, {**figures, "method": method, **known}))
         return made
 
-    def end(self, method: str) -> None:
+    def end(self, method: str, *, seed: int = 0, pruning_ratio: float = 0.5) -> None:
         """Records a trial of this method."""
         short = Schedule(**SCHEDULE)
         spec = TrialSpec(
-            model="cifarnet", dataset="digits", method=method, regularization_weight=0.0, pruning_ratio=0.5,
-            iterations=1, dense=short, sparse=short, recovery=short,
+            model="cifarnet", dataset="digits", method=method, regularization_weight=0.0,
+            pruning_ratio=pruning_ratio, iterations=1, seed=seed, dense=short, sparse=short, recovery=short,
         )  # fmt: skip
         self.store.record_trial(TrialRecord(index=self.trials, spec=spec, stages=(), created="2026-01-01"))
         self.trials += 1
@@ -237,10 +238,95 @@ def test_options_are_told_where_a_method_is_in_both(make: Callable[[str], Made])
     for one, method, options in zip(
         made, ("oicsr", "oicsr", "filter_norm"), ({"a": 1}, {"a": 2}, {"b": 1}), strict=True
     ):
-        one.cuts(one.dense(), {500: 0.8}, method=method, options=options)
+        flops = 400 + 100 * options.get("a", 0)  # so that both of its variants are on the frontier
+        one.cuts(one.dense(), {flops: flops / DENSE}, method=method, options=options)
     studies = [one.study for one in made]
     assert told(compare(studies), *studies) == {"method_options.oicsr.a": ("1", "2", "-")}
-    assert told(compare(studies, by="method"), *studies).keys() == {"train_flops"}
+    by_method = told(compare(studies, by="method"), *studies)
+    assert by_method.keys() == {"method_options.oicsr.a", "train_flops"}
+    assert by_method["method_options.oicsr.a"] == ("-", "1, 2")  # one line had two variants, the other one
+
+
+@pytest.mark.parametrize("by", ["study", "method"])
+def test_an_option_that_all_methods_have_is_compared_over_them(make: Callable[[str], Made], by: Any) -> None:
+    made = [make(name) for name in ("first", "second")]
+    for one, method, streams in zip(made, ("filter_norm", "oicsr"), (False, True), strict=True):
+        options = {"residual_streams": streams, f"own_{method}": 1}
+        one.cuts(one.dense(), {500: 0.8}, method=method, options=options)
+    studies = [one.study for one in made]
+    assert told(compare(studies, by=by), *studies) == {"method_options.residual_streams": ("False", "True")}
+
+
+def test_options_exchanged_between_methods_are_told_of_each(make: Callable[[str], Made]) -> None:
+    made = [make(name) for name in ("first", "second")]
+    for one, streams in zip(made, (False, True), strict=True):
+        dense = one.dense()
+        for method, flops, wanted in (("oicsr", 500, streams), ("filter_norm", 400, not streams)):
+            one.cuts(dense, {flops: flops / DENSE}, method=method, options={"residual_streams": wanted})
+    studies = [one.study for one in made]
+    assert told(compare(studies), *studies) == {
+        "method_options.oicsr.residual_streams": ("False", "True"),
+        "method_options.filter_norm.residual_streams": ("True", "False"),
+    }
+
+
+def test_seeds_of_unequal_settings_are_told(make: Callable[[str], Made]) -> None:
+    made = make("made")
+    for seed in (0, 1):
+        dense = made.dense(seed=seed)
+        for method in ("lasso", "oicsr"):
+            made.cuts(dense, {500: 0.8}, method=method, seed=seed)
+        made.end("oicsr", seed=seed)
+    made.end("lasso", seed=0, pruning_ratio=0.3)
+    made.end("lasso", seed=1)
+    comparison = compare([made.study])
+    found = told(comparison, made.study)
+    assert found == {OF_SEEDS: ("1 each, in different settings", "1 each, in the same settings")}
+    made.end("lasso", seed=1, pruning_ratio=0.3)
+    made.end("oicsr", seed=2)
+    found = told(compare([made.study]), made.study)
+    assert found[OF_SEEDS][0] == "1 of seed 0, 2 of seed 1, in different settings"
+    made.end("lasso", seed=0)
+    found = told(compare([made.study]), made.study)
+    assert OF_SEEDS not in found  # one trial of a third seed is in the same settings as those of the others
+
+
+def test_what_is_printed_of_unequal_seeds_and_of_a_dense_model_alone(make: Callable[[str], Made]) -> None:
+    made, dense = make("made"), make("dense")
+    for seed in (0, 1):
+        made.cuts(made.dense(seed=seed), {500: 0.8}, seed=seed)
+        made.end("oicsr", seed=seed, pruning_ratio=0.3 + 0.2 * seed)
+    dense.dense()
+    lines = CliRunner().invoke(cli.app, ["compare", str(made.store.root), str(dense.store.root)]).stdout.splitlines()
+    cells = [re.split(" {2,}", line.rstrip()) for line in lines]
+    assert ["trials of each seed", "1 each, in different settings", "-"] in cells
+    assert next(row for row in cells if row[0] == "dense")[1] == "-"
+    assert lines[-1].startswith("trials of each seed: where their settings are different, ± is a deviation of settings")
+
+
+def test_a_study_for_each_seed_with_the_same_settings_is_fair(make: Callable[[str], Made]) -> None:
+    made = [make(f"seed{seed}") for seed in (0, 1)]
+    for seed, one in enumerate(made):
+        for method in ("lasso", "oicsr"):
+            one.cuts(one.dense(seed=seed), {500: 0.8}, method=method, seed=seed)
+            one.end(method, seed=seed)
+    studies = [one.study for one in made]
+    assert OF_SEEDS not in told(compare(studies, by="method"), *studies)
+    made[1].end("lasso", seed=1, pruning_ratio=0.7)
+    found = told(compare(studies, by="method"), *studies)
+    assert found[OF_SEEDS] == ("1 of seed 0, 2 of seed 1, in different settings", "1 each, in the same settings")
+    assert OF_SEEDS not in told(compare(studies), *studies)  # by study, each line has one seed
+
+
+def test_the_trials_of_many_seeds_are_a_range(make: Callable[[str], Made]) -> None:
+    made, other = make("made"), make("other")
+    for seed in range(8):
+        made.cuts(made.dense(seed=seed), {500: 0.8}, seed=seed)
+        made.end("oicsr", seed=seed)
+    made.end("oicsr", seed=3)
+    other.cuts(other.dense(), {500: 0.8})
+    studies = made.study, other.study
+    assert told(compare(studies), *studies)[OF_SEEDS] == ("1 to 2 each, in different settings", "-")
 
 
 def test_confirmed_figures_with_their_controls(full_study: Study, measure: Callable[..., str], make: Any) -> None:

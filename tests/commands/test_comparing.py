@@ -93,13 +93,39 @@ def test_a_page_and_a_picture(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        ("--output page.txt", "page.txt: ends in '.txt'; a page ends in .html or .htm"),
+        ("--output {there}/page.html --plot front.gif", "front.gif: ends in '.gif'; a picture ends in .svg or .png"),
+        (
+            "--output {there}/page.html --plot {there}/none/a.svg",
+            "a.svg: cannot be written (No such file or directory)",
+        ),
+        ("--output {there}/folder.html", "folder.html: cannot be written (Is a directory)"),
+        ("--output {there}/file/page.html", "page.html: cannot be written (Not a directory)"),
+        (
+            "--output {there}/page.html --plot {there}/a.svg --over latency_ms",
+            "small: no point has latency_ms; trial.latency_batch in the search space has it measured",
+        ),
+    ],
+)
+def test_nothing_is_printed_or_written_before_all_can_be(run: Run, tmp_path: Path, typed: str, said: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").touch()
+    before = {*tmp_path.rglob("*.html"), *tmp_path.rglob("*.svg")}
+    done = run("small", "other", *typed.format(there=tmp_path).split())
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert {*tmp_path.rglob("*.html"), *tmp_path.rglob("*.svg")} == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
         ("small nope", "nope: no study in "),
         ("small", "small: has one method, oicsr; give a second study"),
         ("small --by study", "small: is one study; give a second one, or --by method"),
         ("small other --at 6OM", "--at is '6OM'; give a number above 0"),
         ("small other --over params", "--over params: is for the picture; give --plot FILE.svg too"),
-        ("small other --output page.pdf", "page.pdf: ends in '.pdf'; a page ends in .html or .htm"),
-        ("small other --plot front.gif", "front.gif: ends in '.gif'; a picture ends in .svg or .png"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(run: Run, typed: str, said: str) -> None:
