@@ -47,8 +47,10 @@ def teach(
 ) -> None:
     """Teaches an agent to prune a network to several rates; trials then ask it: method "conditional_agent"."""
     from orchestrator.search.space import SearchSpace
+    from orchestrator.trial.devices import check_device
     from orchestrator.trial.teaching import Lesson
 
+    check_device(device)
     found = SearchSpace.read(space)
     lesson = Lesson.model_validate(
         {

@@ -132,9 +132,10 @@ def _parsed(shares: str) -> list[float]:
 def _sensor(
     asked: Asked, console: Console, method: str, device: str, *, residual_streams: bool, statistics: bool
 ) -> "Sensor":
+    from orchestrator.trial.devices import check_device
     from orchestrator.trial.sensing import Sensor
 
-    _check_device(device)
+    check_device(device)
     asked.store.prepare()
     if asked.store.read_json(STUDY_FILE) is None or asked.study is None:
         bind(asked.store, asked.space, None)
@@ -145,17 +146,6 @@ def _sensor(
     point = sensor.point
     say(console, f"{'trained' if sensor.trained else 'found'}: {sensor.key[:12]}, accuracy {point.accuracy:.4f}")
     return sensor
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        there = torch.device(device).type == "cpu" or bool(torch.ones(1, device=device).item())
-    except (RuntimeError, AssertionError, NotImplementedError):  # what PyTorch raises depends on how it was built
-        there = False
-    if not there:
-        raise InvalidInput(f"--device is {device!r}, which this machine does not have")
 
 
 def _chosen(sensor: "Sensor", patterns: str | None) -> Sequence["Group"]:

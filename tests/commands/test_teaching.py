@@ -90,6 +90,14 @@ def test_other_mistakes_are_one_line(run: Run) -> None:
     assert "group_cap" in result.stderr
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_computed(run: Run, device: str, tmp_path: Path) -> None:
+    result = run("--device", device)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: --device is {device!r}, which this machine does not have\n"
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "field"),
     [
