@@ -194,6 +194,8 @@ class SearchSpace(Record):
         method = merged.get(METHOD, TrialSpec.model_fields[METHOD].default)
         if isinstance(method, str) and isinstance(merged.get(OPTIONS), dict):
             merged[OPTIONS] = options_for(method, merged[OPTIONS])
+        if WEIGHT not in merged and not any(has_penalty(one) for one in self.methods):
+            merged[WEIGHT] = 0.0  # it would mean nothing, whatever it was
         return TrialSpec.model_validate(merged, strict=True)
 
     def _size_with(self, method: str) -> int | None:
