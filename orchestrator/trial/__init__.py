@@ -14,7 +14,7 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     sensing.py   Sensor: each group of the dense network pruned alone, nothing trained
     teaching.py  teach(spec, store, out, lesson): an agent taught on a trial's dense network; with learner.py,
                  reinforcement.py (the extra "agent"), rewards.py and checkpoint.py
-    checking.py  check(spec): what would end every trial of this kind at once
+    checking.py  check(spec): what would end every trial of this kind at once; check_dense(spec): its dense network
 """
 
 from orchestrator.trial.checking import check
