@@ -81,7 +81,8 @@ def notes(ahead: Ahead) -> list[str]:
     """What the agent is asked that it was not taught: a rate beyond its own, another group_cap, another round_to."""
     path, budget = ahead.subject.options.agent, ahead.budget
     card = read_card(check_present(path))
-    found, flops = [], CostTable(ahead.subject.coupling).flops()
+    found: list[str] = []
+    flops = CostTable(ahead.subject.coupling).flops()
     low, high = min(card.rates), max(card.rates)
     if not low * flops - 1 <= budget.flops <= high * flops + 1:  # budgets are whole flops
         rates = f"{low:g} to {high:g}" if low < high else f"{low:g}"
