@@ -59,8 +59,12 @@ def bytes_text(value: float) -> str:
     return f"{value / scale:.3g} {unit}" if scale > 1 else f"{value:.0f} {unit}"
 
 
+LINE = 100  # characters of a message in a table
+
+
 def first_line(value: Any) -> str:
-    return str(value).partition("\n")[0][:100]
+    line = str(value).partition("\n")[0]
+    return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
 
 
 CELLS: dict[str, Callable[[Any], str]] = {

@@ -22,6 +22,7 @@ from orchestrator import Study, cli, tables
 from orchestrator.commands import inspecting
 from orchestrator.record import Failure, InvalidInput, Schedule, TrialSpec, whereabouts
 from orchestrator.store import CONFIRMED, StageStore
+from orchestrator.tables import first_line
 
 Run = Callable[..., Result]
 ROOT = Path(orchestrator.__file__).parents[1]
@@ -433,3 +434,8 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: nope: no study in ")
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_message_that_is_cut_short_ends_with_a_mark() -> None:
+    assert first_line("x" * 100 + "\nmore") == "x" * 100
+    assert first_line("x" * 101) == "x" * 99 + "…"

@@ -47,8 +47,13 @@ def teach(
 ) -> None:
     """Teaches an agent to prune a network to several rates; trials then ask it: method "conditional_agent"."""
     from orchestrator.search.space import SearchSpace
+    from orchestrator.trial.devices import check_device
     from orchestrator.trial.teaching import Lesson
 
+    check_device(device)
+    _check_group_cap(group_cap)
+    if out.is_dir():
+        raise InvalidInput(f"--out is {str(out)!r}, a folder; give a file in it, such as {out / 'agent.safetensors'}")
     found = SearchSpace.read(space)
     lesson = Lesson.model_validate(
         {
@@ -71,10 +76,14 @@ def _taught(space: "SearchSpace", lesson: Any, out: Path, *, device: str, storag
     from orchestrator.files import located
     from orchestrator.methods import METHODS, options_of
     from orchestrator.methods.agent import NAME, AgentOptions
+    from orchestrator.search.space import named_in
     from orchestrator.store import StageStore
+    from orchestrator.trial.checking import check_dense
     from orchestrator.trial.teaching import teach as run
 
     screen, spec = console(), _network_of(space)
+    with named_in(space.file):
+        check_dense(spec)
     options = options_of(METHODS[NAME], spec.method_options if spec.method == NAME else {})
     assert isinstance(options, AgentOptions)
     store = StageStore(located(storage) / space.name)
@@ -116,7 +125,14 @@ def _rates(text: str) -> tuple[float, ...]:
         found = ()
     if not found or not all(0 < rate < 1 for rate in found):
         raise InvalidInput(f"--rates is {text!r}; it must be shares between 0 and 1, such as 0.3,0.5,0.7")
+    if len(set(found)) < len(found):
+        raise InvalidInput(f"--rates is {text!r}; give each rate once")
     return found
+
+
+def _check_group_cap(share: float | None) -> None:
+    if share is not None and not 0 < share < 1:
+        raise InvalidInput(f"--group-cap is {share:g}; it must be a share between 0 and 1, such as 0.8")
 
 
 def _network_of(space: "SearchSpace") -> "TrialSpec":
@@ -124,7 +140,7 @@ def _network_of(space: "SearchSpace") -> "TrialSpec":
     for name in space.dimensions:
         if any(name == field or (field.endswith(".") and name.startswith(field)) for field in OF_THE_NETWORK):
             raise InvalidInput(
-                f"{space.name}.toml: search.{name} varies; an agent is taught on one network: "
+                f"{space.file}: search.{name} varies; an agent is taught on one network: "
                 "give it one value in [trial], in a space file of its own if need be"
             )
     return next(space.corners())

@@ -49,7 +49,7 @@ def method_named(name: str) -> Method:
 
 
 def options_of(method: Method, given: Mapping[str, Option]) -> Options:
-    """A method's switches, checked. Raises InvalidInput that names the switch and what is allowed."""
+    """A method's switches, checked. Raises InvalidInput that names switch and method, and what is allowed."""
     try:
         return method.options.model_validate(dict(given))
     except ValidationError as error:
@@ -59,7 +59,7 @@ def options_of(method: Method, given: Mapping[str, Option]) -> Options:
             allowed = ", ".join(method.options.model_fields)
             raise InvalidInput(f"method_options.{name}: {method.name} has no such option; it has {allowed}") from None
         message = first["msg"][:1].lower() + first["msg"][1:]
-        raise InvalidInput(f"method_options.{name} is {first['input']!r}; {message}") from None
+        raise InvalidInput(f"method_options.{name} of {method.name} is {first['input']!r}; {message}") from None
 
 
 __all__ = [

@@ -15,7 +15,7 @@ from orchestrator.methods.channel_sums import ChannelSums
 from orchestrator.methods.method import Ahead, Budget, Floats, Method, Options, Subject
 from orchestrator.methods.reconstruction import Fitting, reconstruct_
 from orchestrator.methods.widths import widths_plan
-from orchestrator.network import Plan
+from orchestrator.network import CostTable, Plan
 from orchestrator.network.weights import fingerprint
 
 NAME = "conditional_agent"
@@ -77,6 +77,25 @@ def check(ahead: Ahead) -> None:
     check_fit(ahead.subject, read_card(check_present(ahead.subject.options.agent)))
 
 
+def notes(ahead: Ahead) -> list[str]:
+    """What the agent is asked that it was not taught: a rate beyond its own, another group_cap, another round_to."""
+    path, budget = ahead.subject.options.agent, ahead.budget
+    card = read_card(check_present(path))
+    found: list[str] = []
+    flops = CostTable(ahead.subject.coupling).flops()
+    low, high = min(card.rates), max(card.rates)
+    if not low * flops - 1 <= budget.flops <= high * flops + 1:  # budgets are whole flops
+        rates = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+        found.append(f"{path} was taught on flops_kept {rates}; here it is asked for {budget.flops / flops:.4g}")
+    for name, taught, asked in (
+        ("group_cap", card.group_cap, budget.group_cap),
+        ("round_to", card.round_to, budget.round_to),
+    ):
+        if taught is not None and taught != asked:
+            found.append(f"{path} was taught with {name} {taught:g}; here it is {asked:g}")
+    return found
+
+
 def check_fit(subject: Subject, card: AgentCard) -> None:
     """Raises UnfitAgent for what the agent was not taught, unless its file allows any network.
 
@@ -110,5 +129,6 @@ CONDITIONAL_AGENT = Method(
     choose=choose,
     repair_=repair_,
     check=check,
+    notes=notes,
     fingerprint=lambda options: {"agent": fingerprint(check_present(options.agent))},
 )

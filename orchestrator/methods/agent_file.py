@@ -56,6 +56,8 @@ class AgentCard(Record):
     spend_budget: bool = True  # the lower clamp: see Walk
     options: dict[str, bool | int | float | str]  # of the method, that it was taught with
     rates: tuple[OpenShare, ...]
+    group_cap: OpenShare | None = None  # that it was taught with, as round_to; None in files older than these fields
+    round_to: Annotated[int, Field(ge=1)] | None = None
     answers: tuple[Answer, ...] = ()
     taught: dict[str, str] = Field(default_factory=dict)  # model and dataset; identity: what decided about it
 

@@ -1,6 +1,6 @@
 """What a pruning method is: three answers, behind one contract."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +102,7 @@ class Method:
     given pictures [N, C, H, W] of noise to run the subject's model on, and sees no data.
     check: raises InvalidInput for what would end every trial with these options. It sees the network before any
     training, and no data.
+    notes: what is worth a line before trials with these options start, and ends none of them. It is asked after check.
     fingerprint: for options that name files, what stands for them in a stage's key in place of their paths; raises
     InvalidInput for a file that is missing.
     version: goes up with every change of the method's results, so that no stage of an older one is taken for its own.
@@ -117,6 +118,7 @@ class Method:
     left_whole: Callable[[Subject, Tensor], Mapping[str, str]] | None = None
     fingerprint: Callable[[Any], dict[str, str]] | None = None
     check: Callable[[Ahead], None] | None = None
+    notes: Callable[[Ahead], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -86,6 +87,9 @@ def _why(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, pickle.UnpicklingError) and "global" in text.lower():
         return "it holds Python objects, which are never loaded; save model.state_dict() alone"
+    if "weights_only" in text:  # PyTorch's advice to run whatever the file holds is none that a user should get
+        found = re.search(r"WeightsUnpickler error:\s*(\S.*)", text)
+        return found[1] if found else "it is not what torch.save writes"
     return text.splitlines()[0] if text else type(error).__name__
 
 

@@ -112,7 +112,7 @@ def definition_of(old: Study, what: str = "rerun") -> dict[str, Any]:
     there = old.store.read_json(STUDY_FILE)
     definition = there.get("definition") if isinstance(there, dict) else None
     if isinstance(there, dict) and "merged" in there:
-        raise InvalidInput(f"{old.path}: was merged of several studies; {what} one of these")
+        raise InvalidInput(f"{old.path}: was merged of several studies; give {what} one of these")
     if not isinstance(definition, dict):
         raise InvalidInput(
             f"{old.path / STUDY_FILE}: there is no definition; {what} needs a study that search has made"

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -29,7 +29,7 @@ from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.prior import REACHED, Prior, found_in, trials_to
 from orchestrator.search.progress import Counts, Progress, frontier_table, say
 from orchestrator.search.proposals import Proposals
-from orchestrator.search.space import CORNERS, Budget, Resources, SearchSpace, check_section
+from orchestrator.search.space import CORNERS, Budget, Resources, SearchSpace, check_section, named_in
 from orchestrator.search.space_methods import notes_on
 from orchestrator.search.tracking import About, Following, Tracker
 from orchestrator.search.worth import Front
@@ -126,9 +126,9 @@ def launch(
             from orchestrator import trial
 
             run_trial, check_trial = run_trial or trial.run, check_trial or trial.check
-        checked = (note for spec in _representatives(space) for note in check_trial(spec))
-        notes = dict.fromkeys((*notes_on(space.methods, space.dimensions), *checked))
-        for note in notes:
+        with named_in(space.file) if prior is None else nullcontext():  # a rerun's new space is in no file yet
+            checked = [note for spec in _representatives(space) for note in check_trial(spec)]
+        for note in dict.fromkeys((*notes_on(space.methods, space.dimensions), *checked)):
             say(console, f"note: {note}")
         store = StageStore(located(storage) / space.name)
         following = Following(trackers, partial(say, console))

@@ -25,7 +25,7 @@ from orchestrator.search.dimensions import Dimension
 from orchestrator.search.interrupts import interruptible
 from orchestrator.search.progress import duration, say
 from orchestrator.search.rerun import definition_of
-from orchestrator.search.space import SECTIONS, SearchSpace
+from orchestrator.search.space import SECTIONS, SearchSpace, named_in
 from orchestrator.store import StageStore
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def asked_of(what: str, *, storage: str, data_root: str | None = None) -> Asked:
 
 
 def _space_of(study: Study) -> SearchSpace:
-    definition = definition_of(study, "take")
+    definition = definition_of(study, "sensitivity")
     dimensions: dict[str, Dimension] = TypeAdapter(dict[str, Dimension]).validate_python(definition["search"])
     trial = {name: value for name, value in definition["trial"].items() if value is not None}
     defaults = {name: kind() for name, kind in SECTIONS.items()}  # none of them matters here
@@ -132,9 +132,14 @@ def _parsed(shares: str) -> list[float]:
 def _sensor(
     asked: Asked, console: Console, method: str, device: str, *, residual_streams: bool, statistics: bool
 ) -> "Sensor":
+    from orchestrator.trial.checking import check_dense
+    from orchestrator.trial.devices import check_device
     from orchestrator.trial.sensing import Sensor
 
-    _check_device(device)
+    check_device(device)
+    if asked.study is None:
+        with named_in(asked.space.file):
+            check_dense(asked.spec)
     asked.store.prepare()
     if asked.store.read_json(STUDY_FILE) is None or asked.study is None:
         bind(asked.store, asked.space, None)
@@ -145,17 +150,6 @@ def _sensor(
     point = sensor.point
     say(console, f"{'trained' if sensor.trained else 'found'}: {sensor.key[:12]}, accuracy {point.accuracy:.4f}")
     return sensor
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        there = torch.device(device).type == "cpu" or bool(torch.ones(1, device=device).item())
-    except (RuntimeError, AssertionError, NotImplementedError):  # what PyTorch raises depends on how it was built
-        there = False
-    if not there:
-        raise InvalidInput(f"--device is {device!r}, which this machine does not have")
 
 
 def _chosen(sensor: "Sensor", patterns: str | None) -> Sequence["Group"]:

@@ -21,6 +21,7 @@
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import reduce
@@ -150,6 +151,11 @@ class SearchSpace(Record):
             raise InvalidInput(f"{name}.toml: {error}") from None
 
     @property
+    def file(self) -> str:
+        """What errors call its file."""
+        return f"{self.name}.toml"
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """The methods that its trials have."""
         varied = self.dimensions.get(METHOD)
@@ -194,6 +200,8 @@ class SearchSpace(Record):
         method = merged.get(METHOD, TrialSpec.model_fields[METHOD].default)
         if isinstance(method, str) and isinstance(merged.get(OPTIONS), dict):
             merged[OPTIONS] = options_for(method, merged[OPTIONS])
+        if WEIGHT not in merged and not any(has_penalty(one) for one in self.methods):
+            merged[WEIGHT] = 0.0  # it would mean nothing, whatever it was
         return TrialSpec.model_validate(merged, strict=True)
 
     def _size_with(self, method: str) -> int | None:
@@ -226,6 +234,15 @@ class SearchSpace(Record):
         """Without the tables of methods that no trial has."""
         given = self.trial.get(OPTIONS, {})
         return {name: value for name, value in given.items() if not isinstance(value, dict) or name in self.methods}
+
+
+@contextmanager
+def named_in(file: str) -> Iterator[None]:
+    """Put a space file's name before what a trial's check finds wrong, as `parse` does before its own errors."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"{file}: {error}") from error
 
 
 def check_section(section: type[T], values: Mapping[str, Any], name: str) -> T:

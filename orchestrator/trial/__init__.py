@@ -10,10 +10,11 @@ there already is read, whichever trial made it. Every `dense` and every `cut` st
     time_limit.py  how long a stage may take, and what becomes of one that hangs
     provenance.py  which state of this code a result comes from
     confirming.py  run_arm(spec, store): a point's path at full length from a fresh seed, and its controls
+    devices.py   check_device(device): whether this machine has it
     sensing.py   Sensor: each group of the dense network pruned alone, nothing trained
     teaching.py  teach(spec, store, out, lesson): an agent taught on a trial's dense network; with learner.py,
                  reinforcement.py (the extra "agent"), rewards.py and checkpoint.py
-    checking.py  check(spec): what would end every trial of this kind at once
+    checking.py  check(spec): what would end every trial of this kind at once; check_dense(spec): its dense network
 """
 
 from orchestrator.trial.checking import check

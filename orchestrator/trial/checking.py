@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.methods import Ahead, Budget, Method, Subject
 from orchestrator.network import CostTable, Coupling, Plan, couple, random_plan
@@ -26,26 +26,42 @@ def check(spec: TrialSpec) -> tuple[str, ...]:
     that finds nothing to act on.
     """
     setting = Setting.of(spec)
-    data = setting.data
-    model = build(spec.model, classes=data.classes, input_shape=data.input_shape, seed=0)
-    check_runs(model, data.input_shape, classes=data.classes)
-    if spec.weights is not None:
-        load_weights_(model, Path(spec.weights))
-    example = example_of(data)
+    model, example = _dense(setting), example_of(setting.data)
     found = verified(model, couple(model, example), random_plan, example)
     coupling = found.coupling
     subject = Subject(model=model, coupling=coupling, options=setting.options, calibration=lambda: (), seed=spec.seed)
     untreated = left_whole(setting.method, subject, example)
     _check_budget(spec, coupling, subject.prunable() - {one.group for one in untreated})
+    flops = int(CostTable(coupling).flops() * (1 - spec.pruning_ratio))
+    budget = Budget(flops=flops, group_cap=spec.group_cap, round_to=spec.round_to)
+    ahead = Ahead(subject=subject, budget=budget, iterations=spec.iterations, example=example)
     if setting.method.check is not None:
-        flops = int(CostTable(coupling).flops() * (1 - spec.pruning_ratio))
-        budget = Budget(flops=flops, group_cap=spec.group_cap, round_to=spec.round_to)
-        setting.method.check(Ahead(subject=subject, budget=budget, iterations=spec.iterations, example=example))
+        setting.method.check(ahead)
     if spec.regularization_weight > 0:
         _try_penalty(setting.method, subject, spec.regularization_weight, example)
     frozen = (*found.frozen, *untreated)
     whole = (f"group {one.group} ({one.channels} channels) stays whole: {one.reason}" for one in frozen)
-    return tuple(f"{spec.model}: {note}" for note in (*coupling.notes, *whole))
+    own = setting.method.notes(ahead) if setting.method.notes is not None else ()
+    of_method = (f"{spec.method}: {note}" for note in own)
+    return (*(f"{spec.model}: {note}" for note in (*coupling.notes, *whole)), *of_method)
+
+
+def check_dense(spec: TrialSpec) -> None:
+    """Raise InvalidInput for what keeps a trial's dense network from being made: its model, data or weights.
+
+    For what looks at this network alone: the spec's method is not looked at, nor what it prunes.
+    """
+    _dense(Setting.of(spec.model_copy(update={"method": "filter_norm", "method_options": {}})))
+
+
+def _dense(setting: Setting) -> nn.Module:
+    """The network, untrained unless the spec names weights."""
+    spec, data = setting.spec, setting.data
+    model = build(spec.model, classes=data.classes, input_shape=data.input_shape, seed=0)
+    check_runs(model, data.input_shape, classes=data.classes)
+    if spec.weights is not None:
+        load_weights_(model, Path(spec.weights))
+    return model
 
 
 def _try_penalty(method: Method, subject: Subject, regularization_weight: float, example: Tensor) -> None:

@@ -123,6 +123,8 @@ def teach(
         spend_budget=lesson.spend_budget,
         options=taught_options(options),
         rates=lesson.rates,
+        group_cap=lesson.group_cap,
+        round_to=lesson.round_to,
         answers=tuple(teacher.answers()),
         taught={"model": spec.model, "dataset": spec.dataset, "identity": identity},
     )

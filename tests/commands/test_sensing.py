@@ -249,6 +249,21 @@ def test_a_record_that_is_none(copied: Path) -> None:
     assert "found.json: cannot be read as a sensitivity; give another --output" in complaint(invoke(copied, "tiny"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"cifarnet"', '"cifarnt"', "tiny.toml: unknown model 'cifarnt'; did you mean cifarnet"),
+        ('"digits"', '"digit"', "tiny.toml: unknown data set 'digit'"),
+        ("iterations = 1", 'iterations = 1\nweights = "none.pt"', "tiny.toml: weights: none.pt: no such file"),
+    ],
+)
+def test_what_is_wrong_in_a_space_file_names_it(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = space_file(tmp_path)
+    path.write_text(path.read_text().replace(old, new))
+    assert complaint(invoke(tmp_path, str(path))).startswith(message)
+    assert not (tmp_path / "results").exists()
+
+
 def test_an_unknown_study(trained: Path) -> None:
     assert "nobody" in complaint(invoke(trained, "nobody"))
 
@@ -280,7 +295,13 @@ def test_a_space_of_another_study(copied: Path) -> None:
 def test_a_merged_study_has_no_dense_network(copied: Path) -> None:
     path = copied / "results/tiny/study.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"merged": []}))
-    assert "tiny: was merged of several studies; take one of these" in complaint(invoke(copied, "tiny"))
+    assert "tiny: was merged of several studies; give sensitivity one of these" in complaint(invoke(copied, "tiny"))
+
+
+def test_a_study_that_no_search_made_is_refused_in_the_commands_name(copied: Path) -> None:
+    (copied / "results/tiny/study.json").unlink()
+    said = complaint(invoke(copied, "tiny"))
+    assert said.endswith("study.json: there is no definition; sensitivity needs a study that search has made")
 
 
 def test_code_of_a_study_is_run_if_it_is_allowed(copied: Path) -> None:

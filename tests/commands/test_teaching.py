@@ -81,13 +81,34 @@ def test_rates_that_are_none(run: Run, rates: str) -> None:
     assert result.stderr.startswith(f"error: --rates is {rates!r}; it must be shares between 0 and 1, such as 0.3,0.5")
 
 
-def test_other_mistakes_are_one_line(run: Run) -> None:
-    result = run("--rates", "0.5,0.5")
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "rates are 0.5, 0.5; give at least one, each once" in result.stderr
-    result = run("--group-cap", "0")
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "group_cap" in result.stderr
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--rates", "0.5,0.5"], "--rates is '0.5,0.5'; give each rate once"),
+        (["--group-cap", "0"], "--group-cap is 0; it must be a share between 0 and 1, such as 0.8"),
+        (["--group-cap", "1.5"], "--group-cap is 1.5; it must be a share between 0 and 1, such as 0.8"),
+        (["--out", "."], "--out is '.', a folder; give a file in it, such as agent.safetensors"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(run: Run, typed: list[str], message: str) -> None:
+    result = run(*typed)
+    assert (result.exit_code, result.stderr) == (2, f"error: {message}\n")
+
+
+def test_what_is_wrong_with_the_network_names_the_space_file(run: Run, tmp_path: Path) -> None:
+    result = run(space=SPACE.replace('"cifarnet"', '"cifarnt"'))
+    assert result.stderr.startswith("error: tiny.toml: unknown model 'cifarnt'; did you mean cifarnet")
+    result = run(space=SPACE.replace('dataset = "digits"', 'dataset = "digits"\nweights = "none.pt"'))
+    assert result.stderr == "error: tiny.toml: weights: none.pt: no such file\n"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_computed(run: Run, device: str, tmp_path: Path) -> None:
+    result = run("--device", device)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: --device is {device!r}, which this machine does not have\n"
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(

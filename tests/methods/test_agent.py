@@ -216,6 +216,30 @@ def test_an_agent_is_asked_with_the_options_it_was_taught_with(tmp_path: Path) -
         check(ahead(subject_of(built("plain"), AGENT, agent=str(path), repair=False)))
 
 
+@pytest.mark.parametrize(
+    ("share", "budget", "taught", "notes"),
+    [
+        (0.3, {}, {}, []),
+        (0.4, {}, {}, []),
+        (0.5, {}, {}, []),
+        (0.9, {}, {}, ["was taught on flops_kept 0.3 to 0.5; here it is asked for 0.9"]),
+        (0.25, {}, {"rates": (0.3,)}, ["was taught on flops_kept 0.3; here it is asked for 0.25"]),
+        (0.4, {"group_cap": 0.5}, {}, ["was taught with group_cap 0.8; here it is 0.5"]),
+        (0.4, {"round_to": 8}, {}, ["was taught with round_to 1; here it is 8"]),
+        (0.4, {"group_cap": 0.5, "round_to": 8}, {"group_cap": None, "round_to": None}, []),  # an older file
+    ],
+)
+def test_what_it_was_not_taught_is_said(
+    tmp_path: Path, share: float, budget: dict[str, Any], taught: dict[str, Any], notes: list[str]
+) -> None:
+    path = untaught_agent(tmp_path, **{"rates": (0.5, 0.3), "group_cap": 0.8, "round_to": 1, **taught})
+    asked = Budget(flops=int(share * ground("plain").flops), **{"group_cap": 0.8, **budget})
+    subject = subject_of(built("plain"), AGENT, agent=str(path))
+    assert AGENT.notes is not None
+    found = AGENT.notes(Ahead(subject=subject, budget=asked, iterations=1, example=EXAMPLE))
+    assert [note.removeprefix(f"{path} ") for note in found] == notes
+
+
 def test_an_agent_that_is_not_there_is_named() -> None:
     subject = subject_of(built("plain"), AGENT, agent="")
     with pytest.raises(

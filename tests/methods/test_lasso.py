@@ -263,9 +263,9 @@ def test_widths_are_uniform_or_those_of_greedy_pruning() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(InvalidInput, match=r"method_options\.places is 0; input should be greater than or equal to 1"):
+    with pytest.raises(InvalidInput, match=r"method_options\.places of lasso is 0; input should be greater than or eq"):
         options_of(LASSO, {"places": 0})
-    with pytest.raises(InvalidInput, match=r"method_options\.widths is 'same'; input should be 'uniform' or 'greedy'"):
+    with pytest.raises(InvalidInput, match=r"method_options\.widths of lasso is 'same'; input should be 'uni"):
         options_of(LASSO, {"widths": "same"})
 
 

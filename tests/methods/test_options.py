@@ -35,9 +35,21 @@ def test_every_option_has_a_default(name: str) -> None:
     ("method", "given", "message"),
     [
         ("oicsr", {"size": True}, r"method_options\.size: oicsr has no such option; it has residual_streams, size_nor"),
-        ("oicsr", {"norm_parameters": "yes"}, r"method_options\.norm_parameters is 'yes'; input should be a valid boo"),
-        ("oicsr", {"norm_parameters": 1}, r"method_options\.norm_parameters is 1; input should be a valid boolean"),
-        ("filter_norm", {"scale": "max"}, r"method_options\.scale is 'max'; input should be 'none' or 'group_mean'"),
+        (
+            "oicsr",
+            {"norm_parameters": "yes"},
+            r"method_options\.norm_parameters of oicsr is 'yes'; input should be a",
+        ),
+        (
+            "oicsr",
+            {"norm_parameters": 1},
+            r"method_options\.norm_parameters of oicsr is 1; input should be a val",
+        ),
+        (
+            "filter_norm",
+            {"scale": "max"},
+            r"options\.scale of filter_norm is 'max'; input should be 'none' or",
+        ),
         ("filter_norm", {"size_normalization": True}, r"size_normalization: filter_norm has no such option"),
         ("separated_group_lasso", {"norm_parameters": True}, r"separated_group_lasso has no such option; it has"),
     ],

@@ -131,7 +131,15 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"\x80\x04", b"PK\x03\x04", b"\x00" * 100])
 def test_a_file_of_something_else_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert "is no safetensors file and no plain state dict: " in complaint(tmp_path / name)
+    said = complaint(tmp_path / name)
+    assert "is no safetensors file and no plain state dict: " in said
+    assert "weights_only" not in said  # PyTorch advises to load such a file unchecked
+
+
+def test_a_text_file_is_told_by_what_the_unpickler_met(tmp_path: Path) -> None:
+    path = tmp_path / "base.toml"
+    path.write_text('[trial]\nmodel = "cifarnet"\n')
+    assert complaint(path).endswith("base.toml is no safetensors file and no plain state dict: Unsupported operand 91")
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.pt"])

@@ -285,13 +285,13 @@ def test_a_damaged_study_file_is_named(search: Search, space_file: Write) -> Non
 
 def test_what_the_trial_refuses_is_refused_before_anything_is_written(search: Search, space_file: Write) -> None:
     text = {'model = "fake"': "", "[search]": '[search]\nmodel = { choices = ["fake", "unknown"] }'}
-    with pytest.raises(InvalidInput, match=r"unknown is no model; allowed: fake"):
+    with pytest.raises(InvalidInput, match=r"^small\.toml: unknown is no model; allowed: fake"):
         search(space_file("small", **text))
     assert not search.storage.exists()
 
 
 def test_the_real_trial_is_the_default(search: Search, space_file: Write) -> None:
-    with pytest.raises(InvalidInput, match="fake"):
+    with pytest.raises(InvalidInput, match=r"^small\.toml: unknown model 'fake'"):
         search(space_file("small"), run_trial=None, check_trial=None)
 
 

@@ -55,6 +55,22 @@ def values_of(space: SearchSpace, rank: int) -> dict[str, Any]:
 # --- what a file may say ---
 
 
+def parsed(*methods: str, **trial: Any) -> SearchSpace:
+    """A space of these methods in which nothing says what regularization_weight is."""
+    schedules = {name: {"epochs": 1, "learning_rate": 0.1} for name in ("dense", "sparse", "recovery")}
+    fixed = {"model": "fake", "dataset": "digits", "iterations": 1, **schedules, **trial}
+    search = {"pruning_ratio": {"choices": [0.3, 0.5]}, "method": {"choices": list(methods)}}
+    return SearchSpace.parse("free", {"trial": fixed, "search": search})
+
+
+def test_a_weight_is_asked_for_only_where_some_method_has_a_penalty() -> None:
+    space = parsed("taylor", "filter_norm")
+    assert {spec.regularization_weight for spec in space.corners()} == {0.0}
+    assert space.definition() == parsed("taylor", "filter_norm", regularization_weight=0.0).definition()
+    with pytest.raises(InvalidInput, match=r"^free\.toml: trial\.regularization_weight is missing; give it a value in"):
+        parsed("taylor", "oicsr")
+
+
 BAD = {
     'trial.method_options.oicrs is unknown; did you mean "oicsr"?': "[trial.method_options.oicrs]\nscale = 1",
     "trial.method_options.filter_norm.scael is unknown; did you mean": "[trial.method_options.filter_norm]\nscael = 1",

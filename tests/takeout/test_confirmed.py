@@ -246,4 +246,4 @@ def test_a_rerun_is_confirmed_merged_and_exported(tmp_path: Path) -> None:
     assert f"over its seeds  {confirmed['test_accuracy_mean'][0]:.4f} (1)" in run("export", "both", *typed, *storage)
     assert "confirmed    1 points, 3 models measured on the test split" in run("status", "both", *storage)
     refused = CliRunner().invoke(cli.app, ["rerun", "both", "--model", "cifarnet", *storage])
-    assert refused.stderr == f"error: {both.path}: was merged of several studies; rerun one of these\n"
+    assert refused.stderr == f"error: {both.path}: was merged of several studies; give rerun one of these\n"

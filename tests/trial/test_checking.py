@@ -74,7 +74,7 @@ def test_a_model_whose_answers_change_is_refused(spec_of: SpecOf) -> None:
         ({"method_options": {"norms": True}}, r"method_options\.norms: oicsr has no such option; it has"),
         (
             {"method_options": {"norm_parameters": 3}},
-            r"method_options\.norm_parameters is 3; input should be a valid boo",
+            r"method_options\.norm_parameters of oicsr is 3; input should be a val",
         ),
         ({"model": "torchvision:alexnet"}, r"the model does not run on 1x8x8 pictures: "),
         ({"model": "own_models:two_outputs"}, r"the model must return one tensor \[N, classes\]; it returned tuple"),

@@ -123,6 +123,8 @@ def test_a_trial_asks_the_agent_and_its_key_holds_the_file_not_its_name(
     options: dict[str, Any] = {"agent": str(moved), "repair": False}
     spec = spec.model_copy(update={"method_options": options})
     assert trial.check(spec) == ()
+    (note,) = trial.check(spec.model_copy(update={"group_cap": 0.8}))
+    assert note == f"conditional_agent: {moved} was taught with group_cap 0.9; here it is 0.8"
     cut = list(steps(Setting.of(spec)))[-1]
     assert len(cut.parameters["method"]["options"].pop("agent")) == 64
     assert cut.parameters["method"]["options"] == {
