@@ -130,7 +130,10 @@ def test_a_study_that_loses_two_nodes_finishes(cluster: LoopbackCluster, space_f
     assert (summary.trials, summary.failures) == (16, {})
     assert "16 trials done, 0 failed" in printed
     computed = (store.root / "computed.txt").read_text().split()
-    assert len(computed) == len(set(computed)) == len(store.keys())
+    assert len(computed) == len(set(computed))
+    assert set(computed) <= set(store.keys())
+    unnoted = len(store.keys()) - len(computed)
+    assert unnoted <= 2 * GPU_NODES  # a worker may be lost between publishing a stage and its line, as two were once
     assert store.duplicates() == 0
     workers = {stage.pid for stage in store.stages()}
     assert len(workers) > 2  # how many more, the machine's speed decides: an idle worker takes the next trial
