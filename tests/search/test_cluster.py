@@ -46,7 +46,11 @@ class LoopbackCluster:
 
     def lose_node(self) -> None:
         """Ends one GPU node at once, with all its processes, and no word to the cluster."""
-        self.ray.remove_node(self.nodes.pop(), allow_graceful=False)
+        node = self.nodes.pop()
+        started = [one.process for each in node.all_processes.values() for one in each]
+        self.ray.remove_node(node, allow_graceful=False)
+        for process in started:
+            process.wait(timeout=60)  # Ray forgets them unreaped, of which Python warns whenever it collects them
 
 
 @pytest.fixture(scope="module")
