@@ -31,6 +31,7 @@ OPTIMISM_MEANS = "optimism: accuracy on the validation split when the search fou
 MEMBERS_SHOWN = 4
 BYTES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 SHORT = 12  # characters of a key
+LINE = 100  # of a message in a table
 UNBROKEN = re.compile(r"\S+(?: ± \S+| (?:[kMGTP]|[kMGT]?B|bytes)(?!\S))*\s*")  # a word, a figure with what is of it
 Cell = list[str]  # the pieces of a text, between which it may be folded
 
@@ -57,9 +58,6 @@ def bytes_text(value: float) -> str:
     """Bytes in powers of 1000, as `df -H` and disks' makers have them."""
     unit, scale = next(((u, s) for u, s in BYTES if value >= s), ("bytes", 1))
     return f"{value / scale:.3g} {unit}" if scale > 1 else f"{value:.0f} {unit}"
-
-
-LINE = 100  # characters of a message in a table
 
 
 def first_line(value: Any) -> str:

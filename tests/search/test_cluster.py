@@ -137,7 +137,7 @@ def test_a_study_that_loses_two_nodes_finishes(cluster: LoopbackCluster, space_f
     assert len(computed) == len(set(computed))
     assert set(computed) <= set(store.keys())
     unnoted = len(store.keys()) - len(computed)
-    assert unnoted <= 2 * GPU_NODES  # a worker may be lost between publishing a stage and its line, as two were once
+    assert unnoted <= 4  # of two nodes with two trials each: a worker may be lost between a stage and its line
     assert store.duplicates() == 0
     workers = {stage.pid for stage in store.stages()}
     assert len(workers) > 2  # how many more, the machine's speed decides: an idle worker takes the next trial
