@@ -37,7 +37,7 @@ BATCH = 128
 METHOD = METHODS["compensation"]
 SHARES = (0.01, 0.04, 0.16, 0.64, 1.0)
 RANKED = "the same, ranking of the channels counted"
-RATES = (0.0003, 0.001, 0.003, 0.01)
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ from orchestrator.training.datasets import load
 
 # The methods' own switches, where the defaults are not what is to be compared.
 OPTIONS: dict[str, dict[str, Option]] = {}
-GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 GRID_SCALES = {"feature_flow": 100.0}  # its penalty is a mean over features, not a sum over channels
 KEPT = (0.7, 0.5, 0.3)
 # Inside its blocks ResNet-20 gives 0.26 of its flops at the least if a cut may take 0.75 of a group: at flops_kept 0.3
