@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import import_module, metadata
 from itertools import chain
@@ -134,3 +136,15 @@ def test_the_network_package_exports_the_public_names() -> None:
     network = import_module("orchestrator.network")
     assert names <= set(network.__all__)
     assert all(hasattr(network, name) for name in network.__all__)
+
+
+def test_a_trial_starts_without_what_few_trials_need() -> None:
+    """Each is slower to import than all of the rest but torch, in every process that a search starts."""
+    code = (
+        "import sys, orchestrator.trial\n"
+        "from orchestrator.network.architectures import build\n"
+        "build('cifarnet', classes=10, input_shape=(1, 28, 28), seed=0)\n"
+        "heavy = {'torchvision', 'sklearn', 'pandas', 'ray', 'matplotlib'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from orchestrator.network import user_function
@@ -66,6 +65,8 @@ def _from_torchvision(name: str, classes: int, input_shape: InputShape) -> nn.Mo
     The auxiliary heads of GoogLeNet and Inception are left off: they only help training, give the network two outputs,
     and are thrown away afterwards. Both then start from the normal distribution of their papers.
     """
+    import torchvision  # slow, and of no use to other networks
+
     known = torchvision.models.list_models(module=torchvision.models)
     short = name.removeprefix("torchvision:")
     if short not in known:

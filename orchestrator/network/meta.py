@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -17,9 +16,10 @@ from orchestrator.record import InvalidInput
 
 ALIKE = {
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, torchvision.ops.StochasticDepth),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
 }
-ALIKE_BY_NAME = {"timm.layers.drop.DropPath"}  # pictures leave out a whole branch, whatever its width
+# Pictures leave out a whole branch, whatever its width. By name, as their packages are slow to import.
+ALIKE_BY_NAME = {"timm.layers.drop.DropPath", "torchvision.ops.stochastic_depth.StochasticDepth"}
 USUAL = vars(nn.Module()).keys()  # what every module has: parameters, buffers, hooks and other modules
 ONE_AT_A_TIME = threading.Lock()  # watchers, among the threads of a process
 Example = Tensor | tuple[Any, ...]

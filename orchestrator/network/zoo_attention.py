@@ -8,9 +8,9 @@ keep their order when some leave, but those that stay get new neighbours, so tha
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 InputShape = tuple[int, int, int]  # channels, height, width
 
@@ -37,50 +37,16 @@ class EfficientChannelAttention(nn.Module):
         return gated
 
 
-class EcaBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision says no types
-    """torchvision's block with a gate behind its last norm, before the sum."""
-
-    eca: EfficientChannelAttention
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.eca(self.bn2(self.conv2(out)))
-        result: Tensor = self.relu(out + shortcut)
-        return result
-
-
-class EcaBottleneck(Bottleneck):  # type: ignore[misc]
-    """torchvision's block with a gate behind its last norm, before the sum."""
-
-    eca: EfficientChannelAttention
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.eca(self.bn3(self.conv3(out)))
-        result: Tensor = self.relu(out + shortcut)
-        return result
-
-
 def _eca_resnet(
-    block: type[EcaBasicBlock | EcaBottleneck],
+    kind: Literal["basic", "bottleneck"],
     blocks: tuple[int, int, int, int],
     kernels: str,
     classes: int,
     input_shape: InputShape,
 ) -> nn.Module:
-    """kernels: one figure a stage, as the authors' table has them. Parameters have the names of their code."""
-    model: nn.Module = ResNet(block, list(blocks), num_classes=classes)
-    for stage, kernel in enumerate(kernels, start=1):
-        for each in model.get_submodule(f"layer{stage}").children():
-            each.eca = EfficientChannelAttention(int(kernel))
-    if input_shape[0] != 3:
-        conv = nn.Conv2d(input_shape[0], 64, 7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        model.conv1 = conv
-    return model
+    from orchestrator.network.zoo_eca_blocks import eca_resnet  # and torchvision, which other networks do without
+
+    return eca_resnet(kind, blocks, kernels, classes, input_shape)
 
 
 def eca_resnet18(classes: int, input_shape: InputShape) -> nn.Module:
@@ -88,17 +54,17 @@ def eca_resnet18(classes: int, input_shape: InputShape) -> nn.Module:
 
     The kernels are those of the authors' table of results; their function for this network has 3 in every stage.
     """
-    return _eca_resnet(EcaBasicBlock, (2, 2, 2, 2), "3577", classes, input_shape)
+    return _eca_resnet("basic", (2, 2, 2, 2), "3577", classes, input_shape)
 
 
 def eca_resnet34(classes: int, input_shape: InputShape) -> nn.Module:
     """ECA-Net34 for ImageNet, kernels 3, 3, 5, 7: 3.66 G flops at 224 x 224, 21.80 M parameters (20.79 x 2^20)."""
-    return _eca_resnet(EcaBasicBlock, (3, 4, 6, 3), "3357", classes, input_shape)
+    return _eca_resnet("basic", (3, 4, 6, 3), "3357", classes, input_shape)
 
 
 def eca_resnet50(classes: int, input_shape: InputShape) -> nn.Module:
     """ECA-Net50 for ImageNet, kernels 3, 5, 5, 7: 4.09 G flops at 224 x 224, 25.56 M parameters (24.37 x 2^20)."""
-    return _eca_resnet(EcaBottleneck, (3, 4, 6, 3), "3557", classes, input_shape)
+    return _eca_resnet("bottleneck", (3, 4, 6, 3), "3557", classes, input_shape)
 
 
 ECA_RESNETS: dict[str, Callable[[int, InputShape], nn.Module]] = {

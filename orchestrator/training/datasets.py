@@ -9,15 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
-from sklearn.datasets import load_digits
 
 from orchestrator.network import user_function
 from orchestrator.record import InvalidInput
-from orchestrator.training import files, imagefolder
 from orchestrator.training.splits import DataSet, Split, in_memory, stratified
 
 __all__ = ["DOWNLOADS", "LOADERS", "DataSet", "Split", "UnknownDataSet", "in_memory", "load", "names"]
@@ -32,6 +28,8 @@ class UnknownDataSet(InvalidInput):
 
 def digits(root: Path, seed: int) -> DataSet:
     """1,797 scans of hand-written digits, 8 x 8 in 17 greys, out of scikit-learn itself; 60 / 20 / 20 per cent."""
+    from sklearn.datasets import load_digits  # slow to import, as torchvision is: where it is used alone
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).mul_(255 / 16).round_().to(torch.uint8).view(-1, 1, 8, 8)
     whole = Split(images, torch.from_numpy(labels).to(torch.int64))
@@ -52,7 +50,7 @@ def fashion_mnist(root: Path, seed: int) -> DataSet:
 
 def cifar10(root: Path, seed: int) -> DataSet:
     """60,000 pictures of 10 classes, 32 x 32 RGB, from ROOT/cifar-10-batches-py, checked against the originals' MD5."""
-    return _from_cifar("cifar10", root, torchvision.datasets.CIFAR10, seed)
+    return _from_cifar("cifar10", root, "CIFAR10", seed)
 
 
 def cifar10_jpeg(root: Path, seed: int) -> DataSet:
@@ -60,12 +58,12 @@ def cifar10_jpeg(root: Path, seed: int) -> DataSet:
 
     Figures from it do not compare with published CIFAR-10 results. No MD5 is known, so none is checked.
     """
-    return _from_cifar("cifar10_jpeg", root, torchvision.datasets.CIFAR10, seed, folder="cifar10-jpeg")
+    return _from_cifar("cifar10_jpeg", root, "CIFAR10", seed, folder="cifar10-jpeg")
 
 
 def cifar100(root: Path, seed: int) -> DataSet:
     """60,000 pictures of 100 classes, 32 x 32 RGB, from ROOT/cifar-100-python, checked against the originals' MD5."""
-    return _from_cifar("cifar100", root, torchvision.datasets.CIFAR100, seed)
+    return _from_cifar("cifar100", root, "CIFAR100", seed)
 
 
 LOADERS: dict[str, Callable[[Path, int], DataSet]] = {
@@ -77,12 +75,8 @@ LOADERS: dict[str, Callable[[Path, int], DataSet]] = {
     "cifar100": cifar100,
 }
 
-DOWNLOADS: dict[str, Callable[..., object]] = {
-    "mnist": torchvision.datasets.MNIST,
-    "fashion_mnist": torchvision.datasets.FashionMNIST,
-    "cifar10": torchvision.datasets.CIFAR10,
-    "cifar100": torchvision.datasets.CIFAR100,
-}
+DOWNLOADS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+"""The names that torchvision.datasets has for those it downloads."""
 
 
 def names() -> tuple[str, ...]:
@@ -99,6 +93,8 @@ def load(name: str, *, root: str | os.PathLike[str] = "data", seed: int = 0) -> 
     if name in LOADERS:
         return LOADERS[name](Path(root), seed)
     if name.startswith("imagefolder:"):
+        from orchestrator.training import imagefolder
+
         return imagefolder.load(name, seed=seed)
     if not user_function.is_reference(name):
         close = difflib.get_close_matches(name, LOADERS, n=3)
@@ -118,21 +114,28 @@ def is_code(name: str) -> bool:
 
 
 def _from_idx(name: str, root: Path, folder: str, seed: int) -> DataSet:
+    from orchestrator.training import files
+
     raw = root / folder / "raw"
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     _check_present(name, root, [raw / f"{part}-{kind}" for part in ("train", "t10k") for kind in kinds])
     return _official(name, 10, files.idx_split(raw, "train"), files.idx_split(raw, "t10k"), seed)
 
 
-def _from_cifar(name: str, root: Path, original: Any, seed: int, *, folder: str | None = None) -> DataSet:
-    """A set in the layout of torchvision's `original`; one in a folder of its own is not the original's to the byte."""
+def _from_cifar(name: str, root: Path, kind: str, seed: int, *, folder: str | None = None) -> DataSet:
+    """A set in the layout of torchvision's `kind`; one in a folder of its own is not the original's to the byte."""
+    import torchvision
+
+    from orchestrator.training import files
+
+    original = getattr(torchvision.datasets, kind)
     home = root / (folder or "") / original.base_folder
     parts = [
         [(home / file, md5 if folder is None else None) for file, md5 in part]
         for part in (original.train_list, original.test_list)
     ]
     _check_present(name, root, [file for part in parts for file, _ in part])
-    classes = 100 if original is torchvision.datasets.CIFAR100 else 10
+    classes = 100 if kind == "CIFAR100" else 10
     train, test = (files.cifar_split(part, classes=classes) for part in parts)
     return _official(name, classes, train, test, seed)
 
@@ -157,9 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=sorted(DOWNLOADS))
     parser.add_argument("--root", type=Path, default=Path("data"), help="the folder to put it in (default: data)")
     chosen = parser.parse_args(arguments)
+    import torchvision
+
     try:
         for train in (True, False):
-            DOWNLOADS[chosen.name](chosen.root, train=train, download=True)
+            getattr(torchvision.datasets, DOWNLOADS[chosen.name])(chosen.root, train=train, download=True)
         data = load(chosen.name, root=chosen.root)
     except (OSError, RuntimeError, InvalidInput) as error:  # torchvision's own, urllib's, ours
         print(f"error: {chosen.name} could not be downloaded to {chosen.root}: {error}", file=sys.stderr)

@@ -273,7 +273,7 @@ def test_the_command_line_downloads(
         asked.append((root, train, download))
         write_mnist(root / "MNIST" / "raw")
 
-    monkeypatch.setitem(datasets.DOWNLOADS, "mnist", download)
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
     assert datasets.main(["mnist", "--root", str(tmp_path)]) == 0
     assert asked == [(tmp_path, True, True), (tmp_path, False, True)]
     assert capsys.readouterr().out == f"mnist is in {tmp_path}: 90 train, 10 validation, 20 test pictures\n"
@@ -285,6 +285,6 @@ def test_the_command_line_says_what_failed(
     def download(root: Path, *, train: bool, download: bool) -> None:
         raise URLError("no route to host")
 
-    monkeypatch.setitem(datasets.DOWNLOADS, "mnist", download)
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
     assert datasets.main(["mnist", "--root", str(tmp_path)]) == 2
     assert f"error: mnist could not be downloaded to {tmp_path}: <urlopen error no route" in capsys.readouterr().err
