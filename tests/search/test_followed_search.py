@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from test_runner import is_loopback, listening
+from processes import is_loopback, listening
 from test_tracking import check
 from tracker_files import from_mlflow, from_tensorboard, from_wandb
 from typer.testing import CliRunner

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import fake_trial
 import psutil  # type: ignore[import-untyped]
 import pytest
+from processes import is_loopback, listening
 from rich.console import Console
 
 from orchestrator.collector import frontier
@@ -69,25 +69,17 @@ def front(store: StageStore) -> list[tuple[str, float, int]]:
     return [(point.key, point.accuracy, point.flops) for point in frontier(list(store.points()))]
 
 
-def listening(process: psutil.Process) -> dict[int, str]:
-    """The ports that a process and its descendants listen on, IPv4 and IPv6, with their addresses."""
-    family = [process, *process.children(recursive=True)]
-    return {
-        connection.laddr.port: connection.laddr.ip
-        for member in family
-        for connection in member.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-
-
 def named(process: psutil.Process, text: str) -> bool:
     """Whether a process has a text in its command line."""
     return any(text in word for word in process.info["cmdline"] or ())
 
 
-def is_loopback(text: str) -> bool:
-    address = ip_address(text)
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+def test_a_process_that_ends_while_it_is_asked_listens_on_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        gone = psutil.Process(process.pid)
+    before = listening(psutil.Process())
+    monkeypatch.setattr(psutil.Process, "children", lambda *given, **options: [gone])
+    assert listening(psutil.Process()).items() <= before.items()
 
 
 @pytest.mark.usefixtures("ray_on_loopback")
