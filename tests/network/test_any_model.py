@@ -117,6 +117,7 @@ def test_weights_computed_by_hooks(normalise: Callable[[nn.Module], nn.Module], 
     assert verify(model, coupling, Plan(kept={"0": (1, 4, 7)}), torch.randn(2, 3, 8, 8)).passed
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch 2.11's own
 def test_a_model_under_compile_is_followed_by_its_original() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), nn.Flatten(), linear(8 * 64, 5))
     before = copy.deepcopy(model.state_dict())
