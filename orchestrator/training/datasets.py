@@ -1,6 +1,8 @@
 """Data sets by name, each with a fixed split into train, validation and test. None is downloaded but on request:
 
 python -m orchestrator.training.datasets cifar10 --root data
+
+torchvision and scikit-learn are slow to import: the sets that need them do so.
 """
 
 import argparse
@@ -28,7 +30,7 @@ class UnknownDataSet(InvalidInput):
 
 def digits(root: Path, seed: int) -> DataSet:
     """1,797 scans of hand-written digits, 8 x 8 in 17 greys, out of scikit-learn itself; 60 / 20 / 20 per cent."""
-    from sklearn.datasets import load_digits  # slow to import, as torchvision is: where it is used alone
+    from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).mul_(255 / 16).round_().to(torch.uint8).view(-1, 1, 8, 8)
