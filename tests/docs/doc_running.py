@@ -135,6 +135,6 @@ def _pattern(line: str) -> str:
 
 
 def _plain(line: str, shown: Block) -> str:
-    """Without what may differ: trailing and repeated space and, where figures vary, figures."""
+    """Without what may differ: trailing and repeated space and, where figures vary, a figure or a range of them."""
     line = " ".join(line.split())
-    return VARYING.sub("#", line) if shown.figures_vary else line
+    return VARYING.sub("#", line).replace("# to #", "#") if shown.figures_vary else line
