@@ -45,9 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Coverage counts what Ray's processes run no more: tracing them took a third of the CPU of these tests.
+    """Coverage does not count what the child processes of tests with Ray run: tracing them takes a quarter of the CPU.
 
-    What it counts is what the tests' own processes run, and those that other tests start.
+    It counts what the tests' own processes run, and those that other tests start.
     """
     measured = os.environ.pop(MEASURED, None) if item.path.relative_to(TESTS).parts[0] in WITH_RAY else None
     try:

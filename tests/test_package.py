@@ -139,7 +139,7 @@ def test_the_network_package_exports_the_public_names() -> None:
 
 
 def test_a_trial_starts_without_what_few_trials_need() -> None:
-    """Each is slower to import than all of the rest but torch, in every process that a search starts."""
+    """Each takes a good part of a second and more; some networks and data sets need them, and import them."""
     code = (
         "import sys, orchestrator.trial\n"
         "from orchestrator.network.architectures import build\n"

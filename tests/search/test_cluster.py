@@ -113,10 +113,12 @@ def front(store: StageStore) -> list[tuple[str, float, int]]:
 
 
 def test_all_its_processes_listen_on_loopback_alone(cluster: LoopbackCluster) -> None:
-    assert [text for text in listening(psutil.Process()).values() if not is_loopback(text)] == []
+    found = listening(psutil.Process())
+    assert found
+    assert [text for text in found.values() if not is_loopback(text)] == []
     family = {member.pid for member in psutil.Process().children(recursive=True)}
-    found = [one for one in psutil.process_iter(["name"]) if one.pid in family and one.info["name"] == "raylet"]
-    assert len(found) == 1 + GPU_NODES
+    raylets = [one for one in psutil.process_iter(["name"]) if one.pid in family and one.info["name"] == "raylet"]
+    assert len(raylets) == 1 + GPU_NODES
 
 
 def test_a_study_that_loses_two_nodes_finishes(cluster: LoopbackCluster, space_file: Write, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def stop(search: Search, space: Path, number: signal.Signals) -> tuple[int, str]
     printed, _ = process.communicate(timeout=60)
     if number != signal.SIGKILL:  # then Ray's agents stay until they miss it, up to a minute; the workers go at once
         wait_for(lambda: not any(_lives(member) for member in family))
+    assert addresses
     assert [address for address in addresses.values() if not is_loopback(address)] == []
     return process.returncode, printed
 
