@@ -1,6 +1,6 @@
 """The papers' networks for pictures of 32 x 32 pixels and fewer. Each is a function of classes and input shape.
 
-Those in zoo_attention.py are for larger ones, and take small ones too.
+Those in zoo_eca_resnets.py are for larger ones, and take small ones too.
 
 All take [N, C, H, W] with any C and H = W = 8, 28 or 32 (others too, as long as they do not shrink to nothing) and
 end in [N, classes]. They are written for 32 x 32 and 3 channels; the notes say where a smaller picture changes
@@ -8,12 +8,13 @@ anything. Nothing is drawn at random but the weights, so `torch.manual_seed` fix
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orchestrator.network.zoo_attention import ECA_RESNETS, EfficientChannelAttention, kernel_size
+from orchestrator.network.zoo_attention import EfficientChannelAttention, kernel_size
 
 InputShape = tuple[int, int, int]  # channels, height, width
 
@@ -348,6 +349,12 @@ def preact_senet18(classes: int, input_shape: InputShape) -> nn.Module:
     return _he_initialised(PreActSeNet(classes, input_shape[0], blocks=(2, 2, 2, 2)))
 
 
+def _for_imagenet(name: str, classes: int, input_shape: InputShape) -> nn.Module:
+    from orchestrator.network.zoo_eca_resnets import ECA_RESNETS  # and torchvision, slow and of no use to the others
+
+    return ECA_RESNETS[name](classes, input_shape)
+
+
 NETWORKS: dict[str, Callable[[int, InputShape], nn.Module]] = {
     "cifarnet": cifarnet,
     "vgg16": vgg16,
@@ -360,5 +367,5 @@ NETWORKS: dict[str, Callable[[int, InputShape], nn.Module]] = {
     "eca_resnet56": eca_resnet56,
     "se_resnet20": se_resnet20,
     "se_resnet56": se_resnet56,
-    **ECA_RESNETS,
+    **{name: partial(_for_imagenet, name) for name in ("eca_resnet18", "eca_resnet34", "eca_resnet50")},
 }
