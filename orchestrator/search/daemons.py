@@ -85,8 +85,6 @@ def watched(interrupts: Interrupts, on_loss: Callable[[str], None]) -> Iterator[
     `on_loss` is told at once, in another thread. Where no signal can be handled (outside the main thread), and for a
     cluster that others started, it remains to Ray to end the process.
     """
-    import ray
-
     watch = _Watch(interrupts, on_loss)
     before: Any = signal.signal(WAKE, watch.wake) if interrupts.possible else None
     for name, process in _processes():
@@ -96,12 +94,32 @@ def watched(interrupts: Interrupts, on_loss: Callable[[str], None]) -> Iterator[
     except BaseException:
         if watch.lost is None or interrupts.received:
             raise
-        ray.shutdown()
+        shut_down()
         raise RayLost(watch.lost) from None
     finally:
         watch.end()
         if before is not None:
             signal.signal(WAKE, before)
+
+
+def shut_down() -> None:
+    """End Ray. Its core leaves SIGTERM without a handler, of which Python knows nothing: the one of before is set again
+    before Ray waits for the end of its processes, so that a signal while it does is not the silent end of this one."""
+    import ray
+
+    node = ray._private.worker._global_node  # nothing public stands between its core's end and its processes'
+    if node is None:
+        ray.shutdown()
+        return
+    end_processes = node.kill_all_processes
+
+    def with_handler(*given: Any, **options: Any) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other thread can set a handler
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        end_processes(*given, **options)
+
+    node.kill_all_processes = with_handler
+    ray.shutdown()
 
 
 def _processes() -> Iterator[tuple[str, "Popen[bytes]"]]:

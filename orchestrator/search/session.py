@@ -25,6 +25,7 @@ from orchestrator.files import Place, Uri
 from orchestrator.record import FailureReason, InvalidInput, Outcome, Point, TrialRecord, TrialSpec
 from orchestrator.search.attempts import Attempts
 from orchestrator.search.binding import STUDY_FILE
+from orchestrator.search.daemons import shut_down
 from orchestrator.search.placement import check_cluster, check_here, check_machines
 from orchestrator.search.progress import Progress
 from orchestrator.search.proposer import ENDED, FRONTIER, INDEX, SPEC, Proposer, Source, last_row
@@ -137,7 +138,7 @@ def connected(
                 check_cluster(resources, say)
             yield
         finally:
-            ray.shutdown()
+            shut_down()
 
 
 def _dashboard(address: str | None) -> str:

@@ -23,15 +23,14 @@ pytest.importorskip("aiohttp_cors", reason="the job server is in the extra `clus
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-this-test-alone-0123456789abcdef"
-# Stages of a second or two: `ray job stop` takes some, and the study must not be over before it.
 SPACE = """
 [trial]
 model = "own_net:make_net"
 dataset = "digits"
 iterations = 2
-dense = { epochs = 40, learning_rate = 0.1 }
-sparse = { epochs = 40, learning_rate = 0.1 }
-recovery = { epochs = 40, learning_rate = 0.1 }
+dense = { epochs = 1, learning_rate = 0.1 }
+sparse = { epochs = 1, learning_rate = 0.1 }
+recovery = { epochs = 1, learning_rate = 0.1 }
 [search]
 regularization_weight = { low = 1e-3, high = 1e-1, log = true, grid = 4 }
 pruning_ratio = { low = 0.2, high = 0.5, step = 0.1 }
@@ -40,11 +39,22 @@ trials = 3
 [proposals]
 parallel = 1
 """
+# From so many finished stages on as a file of the project says, the network computes no more: what kills the job comes
+# before its end, however late it comes.
 OWN_NET = """
+import time
+from pathlib import Path
 from torch import nn
 
+class Net(nn.Sequential):
+    def forward(self, pictures):
+        stages, store = Path("hold").read_text().split()
+        while len(list(Path(store).glob("stages/*/stage.json"))) >= int(stages):
+            time.sleep(0.05)
+        return super().forward(pictures)
+
 def make_net():
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    return Net(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
 """
 
 
@@ -106,8 +116,12 @@ class Study:
     project: Path
     store: StageStore
 
-    def submit(self) -> tuple[str, subprocess.Popen[str]]:
-        """The submission id, and the process that follows the job. A head takes jobs a while after it has started."""
+    def submit(self, stages: int) -> tuple[str, subprocess.Popen[str]]:
+        """The submission id, and the process that follows the job, which ends only if it finishes no `stages` in all.
+
+        A head takes jobs a while after it has started.
+        """
+        (self.project / "hold").write_text(f"{stages} {self.store.root}")
         deadline = time.monotonic() + 180
         while True:
             process = self._submitting()
@@ -133,10 +147,9 @@ class Study:
             text=True,
         )
 
-    def until_published(self, more: int) -> dict[str, str]:
-        """Every finished stage with its moment, once there are so many more."""
-        count = len(self.store.keys()) + more
-        wait_for(lambda: len(self.store.keys()) >= count)
+    def until_published(self, stages: int) -> dict[str, str]:
+        """Every finished stage with its moment, once there are so many."""
+        wait_for(lambda: len(self.store.keys()) >= stages)
         return self.finished()
 
     def finished(self) -> dict[str, str]:
@@ -153,15 +166,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_killed_job_is_submitted_again_and_finishes(head: Head, project: Path, tmp_path: Path) -> None:
     study = Study(head, project, StageStore(tmp_path / "results" / "own"))
 
-    first, following = study.submit()
+    first, following = study.submit(2)
     known = study.until_published(2)
     assert head.ray("job", "stop", first).returncode == 0
     printed, _ = following.communicate(timeout=120)
     assert "stopped by SIGTERM; the same command goes on from here" in printed
     assert study.store.occupant("driver") is None
 
-    second, following = study.submit()
-    assert known.items() <= study.until_published(2).items()
+    second, following = study.submit(4)
+    assert known.items() <= study.until_published(4).items()
     driver = study.store.occupant("driver")
     assert driver is not None
     os.kill(driver.pid, signal.SIGKILL)
@@ -169,7 +182,7 @@ def test_a_killed_job_is_submitted_again_and_finishes(head: Head, project: Path,
     following.communicate(timeout=120)
     assert following.returncode != 0
 
-    third, following = study.submit()
+    third, following = study.submit(1000)
     printed, _ = following.communicate(timeout=120)
     assert following.returncode == 0, printed
     assert "3 trials done, 0 failed" in printed

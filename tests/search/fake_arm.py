@@ -2,7 +2,7 @@
 
 Every stage that it computes leaves a line in computed.txt. What can go wrong is asked for in method_options, by the
 seed: `seconds` a stage takes; an arm with the seed `diverges` fails at its path's end, one with `kills` kills its
-worker, always, one with `kills_once` only the first time.
+worker, always, one with `kills_once` only the first time. A test holds the arms of a confirmation by holding.hold.
 """
 
 import os
@@ -10,6 +10,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from holding import wait_while_held
 
 from orchestrator.record import (
     ArmSpec,
@@ -57,7 +59,7 @@ def run(
             )
             store.record_failure(failure)
             return Outcome(points=(), failure=failure, stages=tuple(stages), computed=tuple(computed))
-        _, new = store.obtain(key, _computation(spec, place, key))
+        _, new = store.obtain(key, _computation(store, spec, place, key))
         stages.append(key)
         if new:
             computed.append(key)
@@ -87,11 +89,12 @@ def _control(spec: ArmSpec) -> list[Place]:
     return [] if spec.arm == "pruned" else [(spec.path, "cut", {"arm": spec.arm})]
 
 
-def _computation(spec: ArmSpec, place: Place, key: str) -> Callable[[Path], None]:
+def _computation(store: StageStore, spec: ArmSpec, place: Place, key: str) -> Callable[[Path], None]:
     parent, kind, parameters = place
     cost = Cost(train_flops=1000)
 
     def compute(folder: Path) -> None:
+        wait_while_held(store)
         time.sleep(float(spec.method_options.get("seconds", 0)))
         stage = Stage(key=key, parent=parent, kind=kind, parameters=parameters, cost=cost, **whereabouts())
         write_record(folder / "stage.json", stage)

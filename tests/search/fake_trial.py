@@ -5,7 +5,7 @@ Every stage that it computes leaves a line in computed.txt. What can go wrong is
 cut, one with `raises` raises where no trial should, one with `kills` kills its worker, always, one with `kills_once`
 only the first time, one with `kills_in_turn` the first time at each of its points, and one with `kills_after` kills the
 worker right after it has ended; one with `fills_once` finds the disk full, the first time; one with `loses_storage`
-raises that it is away, always.
+raises that it is away, always. A test holds the trials of a study by holding.hold.
 """
 
 import math
@@ -16,6 +16,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from holding import wait_while_held
 
 from orchestrator.files import StorageFault
 from orchestrator.record import (
@@ -89,6 +91,7 @@ def run(
         _, new = store.obtain(
             key,
             _computation(
+                store,
                 spec,
                 len(points),
                 Stage(
@@ -134,8 +137,9 @@ def _path(spec: TrialSpec) -> list[tuple[str | None, StageKind, dict[str, object
     return stages
 
 
-def _computation(spec: TrialSpec, iteration: int, stage: Stage) -> Callable[[Path], None]:
+def _computation(store: StageStore, spec: TrialSpec, iteration: int, stage: Stage) -> Callable[[Path], None]:
     def compute(folder: Path) -> None:
+        wait_while_held(store)
         time.sleep(float(spec.method_options.get("seconds", 0)))
         write_record(folder / "stage.json", stage)
         if stage.kind != "sparse":

@@ -5,11 +5,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from holding import hold, release
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("driver.py")
+IN_FLIGHT = 3  # trials at once in the small space, each of which may publish one more stage after it is held
 
 
 def test_a_search_under_kills_ends_as_if_left_alone(
@@ -24,7 +27,23 @@ def test_a_search_under_kills_ends_as_if_left_alone(
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     options = ["--space", space, "--driver", DRIVER, "--kills", "4", "--seed", "0", "--work", tmp_path / "work"]
     monkeypatch.setattr(sys, "argv", ["chaos.py", *map(str, options)])
-    code = importlib.import_module("chaos").main()
+    chaos = importlib.import_module("chaos")
+    torment, kill = chaos.torment, chaos.kill
+    killed = []
+
+    def hold_and_torment(search: Any, whole: int, given: Any) -> Any:
+        hold(search.store, stages=whole - IN_FLIGHT - 1)
+        return torment(search, whole, given)
+
+    def kill_and_release(search: Any, kind: str, draw: Any) -> Any:
+        killed.append(kill(search, kind, draw))
+        if len(killed) == len(chaos.KINDS):
+            release(search.store)
+        return killed[-1]
+
+    monkeypatch.setattr(chaos, "torment", hold_and_torment)
+    monkeypatch.setattr(chaos, "kill", kill_and_release)
+    code = chaos.main()
     printed = capsys.readouterr().out
     log = (tmp_path / "work" / "torn" / "log.txt").read_text()
     assert code == 0, printed + log

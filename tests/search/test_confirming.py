@@ -15,6 +15,7 @@ from typing import Any
 import fake_arm
 import fake_trial
 import pytest
+from holding import hold, is_held, release
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -378,13 +379,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 def stop(study: Study, number: signal.Signals) -> tuple[int, str]:
     """Start a driver, send it a signal when it has trained some stages; its exit code and what it printed."""
     store = StageStore(Path(str(study.path)) / "confirmed")
-    before = len(store.keys()) if Path(str(store.root)).exists() else 0
+    hold(store, stages=4)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [DRIVER.parents[2], *sys.path]))}
     command = [sys.executable, str(DRIVER), str(study.path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    wait_for(lambda: (Path(str(store.root)) / "stages").exists() and len(store.keys()) >= before + 4, process)
+    wait_for(lambda: is_held(store), process)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=120)
+    release(store)
     return process.returncode, printed
 
 
@@ -394,7 +396,7 @@ def figures(study: Study) -> list[tuple[Any, ...]]:
 
 @pytest.mark.usefixtures("ray_on_loopback")
 def test_a_stopped_confirmation_ends_as_if_left_alone(searched: Callable[..., Study], confirmed: Confirm) -> None:
-    study = searched("seconds = 0.1")
+    study = searched()
     code, printed = stop(study, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command goes on from here" in printed

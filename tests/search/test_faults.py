@@ -17,6 +17,7 @@ import fake_trial
 import optuna
 import psutil  # type: ignore[import-untyped]
 import pytest
+from holding import hold, is_held, release
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from rich.console import Console
 
@@ -237,8 +238,10 @@ def is_agent(process: psutil.Process) -> bool:
 @pytest.mark.usefixtures("ray_on_loopback")
 def test_signals_at_any_moment_cost_nothing_that_was_finished(space_file: Write, tmp_path: Path) -> None:
     """SIGINT while Ray starts; twice, at once, while trials run; and SIGTERM while Ray is shut down at the end."""
-    space, storage = space_file("small", **{"[trial]": "[trial]\nmethod_options = { seconds = 0.05 }"}), tmp_path / "r"
+    space, storage = space_file("small"), tmp_path / "r"
+    store = StageStore(storage / "small")
 
+    hold(store, stages=0)
     driver = Driver.start(space, storage)
     driver.wait_for(lambda: "gcs_server" in driver.daemons())
     driver.process.send_signal(signal.SIGINT)
@@ -246,8 +249,9 @@ def test_signals_at_any_moment_cost_nothing_that_was_finished(space_file: Write,
     assert (code, printed.splitlines()[-1]) == (130, f"stopped by SIGINT; {GOES_ON}")
     assert "Traceback" not in printed
 
+    hold(store, stages=5)
     driver = Driver.start(space, storage)
-    driver.wait_for(lambda: len(StageStore(driver.root).keys()) >= 5)
+    driver.wait_for(lambda: is_held(store))
     family = [child for child in driver.process.children(recursive=True) if not is_agent(child)]
     while driver.process.poll() is None:  # Ctrl-C until it is over
         driver.process.send_signal(signal.SIGINT)
@@ -256,15 +260,14 @@ def test_signals_at_any_moment_cost_nothing_that_was_finished(space_file: Write,
     assert driver.text().splitlines()[-1] in (f"ended on the spot; {GOES_ON}", f"stopped by SIGINT; {GOES_ON}")
     _, left = psutil.wait_procs(family, timeout=60)
     assert left == []
-    finished = {stage.key: stage.created for stage in StageStore(driver.root).stages()}
+    finished = {stage.key: stage.created for stage in store.stages()}
 
-    driver = Driver.start(space, storage)
-    tune = driver.root / "tune"
-    driver.wait_for(lambda: "[12/12]" in driver.text() and not tune.exists())
-    driver.process.send_signal(signal.SIGTERM)
+    release(store)
+    driver = Driver.start(space, storage, TERM_IN_SHUTDOWN="yes")
     code, printed = driver.end()
     assert (code, printed.splitlines()[-1]) == (143, f"stopped by SIGTERM; {GOES_ON}")
-    now = {stage.key: stage.created for stage in StageStore(driver.root).stages()}
+    assert "[12/12]" in printed
+    now = {stage.key: stage.created for stage in store.stages()}
     assert finished.items() <= now.items()
 
     summary, printed_last = search(space, storage)
@@ -277,7 +280,7 @@ def test_signals_at_any_moment_cost_nothing_that_was_finished(space_file: Write,
 
 def test_ray_ending_a_worker_for_want_of_memory_is_said(space_file: Write, tmp_path: Path) -> None:
     """Ray's memory monitor, told that one per cent of the memory is all there is, ends whatever runs."""
-    slow = {"[trial]": "[trial]\nmethod_options = { seconds = 5 }", "trials = 12": "trials = 1"}
+    slow = {"[trial]": "[trial]\nmethod_options = { seconds = 60 }", "trials = 12": "trials = 1"}
     slow["parallel = 3"] = "parallel = 1"
     starved = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
     driver = Driver.start(space_file("small", **slow), tmp_path / "r", **starved)

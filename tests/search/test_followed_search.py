@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from holding import hold, is_held, release
 from processes import is_loopback, listening
 from test_tracking import check
 from tracker_files import from_mlflow, from_tensorboard, from_wandb
@@ -70,22 +71,23 @@ def answer(url: str) -> Any:
 
 
 def space_of(write: Callable[..., Path]) -> Path:
-    options = "[trial]\nmethod_options = { seconds = 0.05, diverges = 0.3 }"
+    options = "[trial]\nmethod_options = { diverges = 0.3 }"
     stopping = '[stopping]\nrule = "none"\n[proposals]'
     return write("small", **{"[trial]": options, "trials = 12": "trials = 6", "[proposals]": stopping})
 
 
 def test_a_search_that_is_followed_killed_and_gone_on_with(space_file: Callable[..., Path], tmp_path: Path) -> None:
     space, store = space_of(space_file), StageStore(tmp_path / "results" / "small")
+    hold(store, trials=2)
     with launched(space, tmp_path) as process:
-        wait_for(lambda: len(store.trials()) >= 2, process)
+        wait_for(lambda: is_held(store), process)
         addresses = listening(psutil.Process(process.pid))
-        process.send_signal(signal.SIGSTOP)
         unfinished = len(store.trials())
         dashboard = [port for port in addresses if answer(f"http://127.0.0.1:{port}/api/version") == 401]
         process.send_signal(signal.SIGKILL)
         printed, _ = process.communicate()
-    assert unfinished < 6
+    assert 2 <= unfinished < 6
+    release(store)
     assert [text for text in addresses.values() if not is_loopback(text)] == []
     (address,) = re.findall(r"Ray's dashboard: http://127\.0\.0\.1:(\d+) \(it asks for the token", printed)
     assert int(address) in dashboard  # which does not let in who has no token

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fake_trial
 import psutil  # type: ignore[import-untyped]
+from holding import hold, is_held, release
 from test_proposals import end
 from test_runner import front
 from typer.testing import CliRunner
@@ -53,18 +54,19 @@ def test_a_search_on_object_storage_is_killed_resumed_and_asked(
 ) -> None:
     storage = object_storage / tmp_path.name / "deep"
     store = StageStore(storage / "small")
-    slow = {
-        "[trial]": "[trial]\nmethod_options = { seconds = 0.05 }",
+    fixed = {
         "trials = 12": "trials = 6",
         "[proposals]": '[stopping]\nrule = "none"\n[proposals]',
     }
-    space = space_file("small", **slow)
+    space = space_file("small", **fixed)
+    hold(store, stages=5)
     process = start(space, storage)
-    wait_for(lambda: len(store.keys()) >= 5, process)
+    wait_for(lambda: is_held(store), process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = {stage.key: stage.created for stage in store.stages()}
+    release(store)
     assert all(not member.name().startswith("ray::work") for member in family if member.is_running())
 
     process = start(space, storage)

@@ -14,6 +14,7 @@ from typing import Any
 import fake_trial
 import psutil  # type: ignore[import-untyped]
 import pytest
+from holding import hold, is_held, release
 from processes import is_loopback, listening
 from rich.console import Console
 
@@ -176,15 +177,17 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
 
 def stop(search: Search, space: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a driver, send it a signal when it has published some stages; its exit code and what it printed."""
-    before = len(search.store().keys())
+    store = search.store()
+    hold(store, stages=5)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [DRIVER.parents[2], *sys.path]))}
     command = [sys.executable, str(DRIVER), str(space), str(search.storage)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    wait_for(lambda: len(search.store().keys()) >= before + 5, process)
+    wait_for(lambda: is_held(store), process)
     family = psutil.Process(process.pid).children(recursive=True)
     addresses = listening(psutil.Process(process.pid))
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
+    release(store)
     if number != signal.SIGKILL:  # then Ray's agents stay until they miss it, up to a minute; the workers go at once
         wait_for(lambda: not any(_lives(member) for member in family))
     assert addresses
@@ -201,7 +204,7 @@ def _lives(process: psutil.Process) -> bool:
 
 @pytest.mark.usefixtures("ray_on_loopback")
 def test_a_stopped_search_ends_as_if_left_alone(search: Search, space_file: Write, tmp_path: Path) -> None:
-    space = space_file("small", **{"[trial]": OPTIONS % "seconds = 0.1"})
+    space = space_file("small")
     code, printed = stop(search, space, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command goes on from here" in printed

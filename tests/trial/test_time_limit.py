@@ -75,11 +75,18 @@ def recorded(store: StageStore, monkeypatch: pytest.MonkeyPatch) -> list[Failure
     return seen
 
 
+def loaded(spec: TrialSpec, patch: pytest.MonkeyPatch) -> TrialSpec:
+    """The spec, whose data need no loading any more: the time of its trial goes by in its stages alone."""
+    setting = Setting.of(spec)
+    patch.setattr(Setting, "of", lambda *given: setting)
+    return spec
+
+
 def test_a_stage_that_hangs_is_a_record(
     store: StageStore, spec_of: SpecOf, recorded: list[Failure], hang: Hang, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running.Trial, "_dense", hang)
-    trial.run(spec_of(), store, time_limit=TimeLimit(seconds=0.3, end=hang.end))
+    trial.run(loaded(spec_of(), monkeypatch), store, time_limit=TimeLimit(seconds=0.3, end=hang.end))
     failure = recorded[0]
     assert hang.codes == [EXIT_CODE]
     assert failure.reason == "timed_out"
@@ -94,7 +101,7 @@ def timed_out(store: StageStore, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatc
     hang, spec = Hang(), spec_of(iterations=1)
     with monkeypatch.context() as patch:
         patch.setattr(running.Trial, "_dense", hang)
-        trial.run(spec, store, time_limit=TimeLimit(seconds=0.3, end=hang.end))
+        trial.run(loaded(spec, patch), store, time_limit=TimeLimit(seconds=0.3, end=hang.end))
     (failure,) = store.failures()
     store.record_failure(
         failure.model_copy(update={"reason": "timed_out", "message": "hung", "created": "2026-01-01T00:00:00"})
