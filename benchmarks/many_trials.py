@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from orchestrator.collector import Study
-from orchestrator.collector.query import INDEX_FILE, REPEATED, SCHEMA
+from orchestrator.collector.index import INDEX_FILE, REPEATED, SCHEMA
 from orchestrator.record import (
     Cost,
     Failure,
@@ -55,7 +55,8 @@ from orchestrator.search.progress import Counts, Progress
 from orchestrator.search.proposals import Proposal, Proposals, Result
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.stopping import reason_to_stop
-from orchestrator.store import StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import StageStore
 
 # ResNet-56 on CIFAR-10 with the schedules of search_spaces/cifar10_resnet56.toml.
 FLOPS, PARAMS, PICTURES, SPEED = 125_500_000, 850_000, 45_000, 1e12  # train_flops a second on one slot

@@ -36,7 +36,8 @@ from orchestrator.network.architectures import build
 from orchestrator.record import Cost, Outcome, Point, Schedule, Stage, TrialSpec, whereabouts
 from orchestrator.search import SearchSpace, launch
 from orchestrator.search.proposals import Result
-from orchestrator.store import StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import fit
 

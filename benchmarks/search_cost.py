@@ -46,7 +46,8 @@ from orchestrator import trial
 from orchestrator.collector import hypervolume
 from orchestrator.record import Outcome, Point, TrialSpec
 from orchestrator.search import SearchSpace, launch
-from orchestrator.store import STAGE_FILE, StageStore
+from orchestrator.stage_files import STAGE_FILE
+from orchestrator.store import StageStore
 
 SPACES = Path(__file__).with_name("spaces")
 DATA_SETS = ("digits", "fashion")

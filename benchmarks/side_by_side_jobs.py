@@ -21,7 +21,8 @@ import torch
 from orchestrator import network, trial
 from orchestrator.network.architectures import build
 from orchestrator.record import ArmSpec, Measured, Option, Outcome, Point, Schedule, TrialSpec
-from orchestrator.store import POINT_FILE, TESTED_FILE, StageStore, write_record
+from orchestrator.stage_files import POINT_FILE, TESTED_FILE, write_record
+from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate, fit
 from orchestrator.training.splits import DataSet, Split

@@ -18,7 +18,7 @@ from orchestrator.commands.rerunning import rerun
 from orchestrator.commands.searching import search
 from orchestrator.commands.sensing import sensitivity
 from orchestrator.commands.teaching import teach
-from orchestrator.record import InvalidInput
+from orchestrator.record import InvalidInput, first_problem
 
 COMMANDS = (  # in the order that --help has
     search,
@@ -51,8 +51,6 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValidationError as error:
-            from orchestrator.store import first_problem
-
             _complain(f"{error.title}: {first_problem(error)}")
         except InvalidInput as error:
             _complain(str(error))

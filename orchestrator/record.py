@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 StageKind = Literal["dense", "sparse", "cut"]
 FailureReason = Literal["diverged", "out_of_memory", "timed_out", "budget", "storage", "error"]
@@ -296,3 +296,12 @@ def now() -> str:
 def whereabouts() -> dict[str, Any]:
     """The fields that tell which process wrote a record."""
     return {"created": now(), "host": socket.gethostname(), "pid": os.getpid()}
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a file or a record, as one line: field, complaint, and what was met."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    met = "" if problem["type"] in ("missing", "value_error") else f" (met: {str(problem['input'])[:80]!r})"
+    return f"{where}: {message}{met}" if where else f"{message}{met}"

@@ -16,7 +16,6 @@ Files and JSON only: no database, no lock that a dead process keeps. Who owns te
 or a place on object storage (see files/), where a stage is there as soon as its stage.json is, written last.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -44,30 +43,27 @@ from orchestrator.record import (
     whereabouts,
 )
 from orchestrator.retention import RESTORED, Collected
+from orchestrator.stage_files import (
+    POINT_FILE,
+    STAGE_FILE,
+    TESTED_FILE,
+    WEIGHTS_FILE,
+    DamagedRecord,
+    DamagedStage,
+    json_of,
+    parsed,
+    problem_of,
+    sealed,
+)
 
-STAGE_FILE = "stage.json"
-POINT_FILE = "point.json"
-TESTED_FILE = "tested.json"
-PLAN_FILE = "plan.json"
-WEIGHTS_FILE = "weights.safetensors"
 CONFIRMED = "confirmed"  # the folder of a study that holds its confirmations
 FOLDERS = ("stages", "staging", "claims", "failures", "trials")
-MODEL_FILE = "model.json"  # with the weights beside it, a point's folder is a model that orchestrator.load reads
-
 KEY = re.compile(r"[0-9a-f]{64}")
 BATCH = 1024  # records that are read at a time
 AGAIN = "the next search that needs it moves it aside and computes it again"
 SOUND: set[tuple[str, str]] = set()  # root and place of the stages that this process published or has checked
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
-
-
-class DamagedRecord(InvalidInput):
-    """A file of the study that cannot be read; the message names it."""
-
-
-class DamagedStage(DamagedRecord):
-    """A record of a published stage that cannot be read."""
 
 
 class Occupied(InvalidInput):
@@ -355,7 +351,7 @@ class StageStore:
     def read_json(self, name: str) -> Any:
         """A file that write_json wrote, or None if there is none. Raises DamagedRecord if it is no JSON."""
         content = self.read_bytes(name)
-        return None if content is None else _json(content, self.root / name)
+        return None if content is None else json_of(content, self.root / name)
 
     def read_bytes(self, name: str) -> bytes | None:
         """A file of the study, or None if there is none. Raises DamagedRecord if it cannot be read."""
@@ -382,7 +378,7 @@ class StageStore:
             return None
         with suppress(ValidationError):
             return kind.model_validate_json(content)
-        return _parsed(content, self.root / name, kind)
+        return parsed(content, self.root / name, kind)
 
     def _record(self, key: str, name: str, kind: type[RecordT]) -> RecordT:
         try:
@@ -419,7 +415,7 @@ class StageStore:
 
     def _problem(self, folder: Path, key: str) -> str | None:
         lacks_weights = not (folder / WEIGHTS_FILE).exists()
-        return _problem(folder, key, without=WEIGHTS_FILE if lacks_weights and self.collected.has(key) else None)
+        return problem_of(folder, key, without=WEIGHTS_FILE if lacks_weights and self.collected.has(key) else None)
 
     def _sound_folder(self, key: str) -> Path | None:
         try:
@@ -447,7 +443,7 @@ class StageStore:
         try:
             staging.mkdir(parents=True)
             compute(staging)
-            stage = _sealed(staging)
+            stage = sealed(staging)
             assert stage.key == key, f"{staging}: compute left the record of {stage.key}"
             return self._publish(key, claim, staging, place)
         except Exception as error:
@@ -481,20 +477,6 @@ class StageStore:
             return True
 
 
-def write_record(path: Path, record: BaseModel) -> None:
-    """Writes a record as JSON into a staging folder; publishing it is the store's."""
-    path.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def first_problem(error: ValidationError) -> str:
-    """What is wrong with a file or a record, as one line: field, complaint, and what was met."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    met = "" if problem["type"] in ("missing", "value_error") else f" (met: {str(problem['input'])[:80]!r})"
-    return f"{where}: {message}{met}" if where else f"{message}{met}"
-
-
 def _lives(current: Sighting, first: Sighting | None) -> bool:
     return life_of(current.owner) == "alive" or (first is not None and current != first)
 
@@ -512,53 +494,3 @@ def _whose(owner: Owner | None) -> str:
 
 def _place(key: str) -> str:
     return f"stages/{key}"
-
-
-def _parsed(content: bytes, path: object, kind: type[RecordT]) -> RecordT:
-    try:
-        return kind.model_validate(_json(content, path))
-    except ValidationError as error:
-        raise DamagedRecord(f"{path}: damaged ({first_problem(error)})") from error
-
-
-def _json(content: bytes, path: object) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise DamagedRecord(f"{path}: damaged (no JSON: {error})") from error
-
-
-def _sealed(staging: Path) -> Stage:
-    """The record of the stage in a staging folder, with the digests of its other files, as it is then published."""
-    path = staging / STAGE_FILE
-    assert path.is_file(), f"{staging}: compute left no {STAGE_FILE}"
-    stage = Stage.model_validate_json(path.read_bytes())
-    others = sorted(file for file in staging.rglob("*") if file.is_file() and file != path)
-    files = {file.relative_to(staging).as_posix(): _digest(file) for file in others}
-    write_record(path, stage.model_copy(update={"files": files}))
-    return stage
-
-
-def _problem(folder: Path, key: str, *, without: str | None) -> str | None:
-    """What is wrong with a published stage, or None. The file `without` is not looked for."""
-    try:
-        stage = _parsed((folder / STAGE_FILE).read_bytes(), STAGE_FILE, Stage)
-        if stage.key != key:
-            return f"{STAGE_FILE} holds another stage's record"
-        if stage.files is None:  # published before there were digests
-            if (folder / POINT_FILE).exists():
-                _parsed((folder / POINT_FILE).read_bytes(), POINT_FILE, Point)
-            return None
-        for name, digest in stage.files.items():
-            if name != without and _digest(folder / name) != digest:
-                return f"{name} is not what was published"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except DamagedRecord as error:
-        return str(error)
-    return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

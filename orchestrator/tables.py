@@ -37,7 +37,7 @@ Cell = list[str]  # the pieces of a text, between which it may be folded
 
 
 def flops_text(value: float) -> str:
-    from orchestrator.collector.query import format_flops
+    from orchestrator.collector.amounts import format_flops
 
     return format_flops(value)
 

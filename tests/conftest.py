@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from orchestrator.files import Place, Uri, objects
 from orchestrator.record import Cost, FrozenGroup, Point, Stage, StageKind, stage_key, whereabouts
-from orchestrator.store import StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import StageStore
 
 BUCKET = "studies"
 TESTS = Path(__file__).parent
@@ -28,6 +30,8 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # without it Ray listens 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 sys.path.insert(0, str(TESTS))  # what several folders of tests use
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")  # a machine that stands still for a moment fails no test
 
 
 WITH_RAY = ("search", "deploy", "docs", "test_benchmarks.py")  # a Ray for each file is enough, and quicker

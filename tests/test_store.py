@@ -18,7 +18,8 @@ from orchestrator.claim import Owner, Timing, life_of, machine, newest, sight, s
 from orchestrator.files import Files, Place, open_files
 from orchestrator.files.objects import HeldObject
 from orchestrator.record import Cost, Failure, InvalidInput, Schedule, Stage, TrialSpec, stage_key, whereabouts
-from orchestrator.store import DamagedRecord, DamagedStage, Occupied, StageStore, write_record
+from orchestrator.stage_files import DamagedRecord, DamagedStage, write_record
+from orchestrator.store import Occupied, StageStore
 
 PARAMETERS = {"model": "cifarnet", "seed": 0}
 KEY = stage_key(None, "dense", PARAMETERS)
@@ -99,7 +100,8 @@ def spawn(store: StageStore) -> Iterator[Spawn]:
         "from orchestrator.claim import Timing\n"
         "from orchestrator.files import open_files\n"
         "from orchestrator.record import Stage\n"
-        "from orchestrator.store import StageStore, write_record\n"
+        "from orchestrator.stage_files import write_record\n"
+        "from orchestrator.store import StageStore\n"
         f"stage = Stage.model_validate_json({STAGE.model_dump_json()!r})\n"
         f"KEY, store = stage.key, StageStore({str(store.root)!r}, timing=Timing(poll_seconds=0.2))\n"
         "def write(staging):\n"

@@ -13,7 +13,8 @@ import pytest
 from orchestrator.claim import Claim, Generation, Owner, Sighting, Timing, Watch, machine, sight, started_at
 from orchestrator.files import Files, LocalFiles, Patience, Place, StorageFault, Uri, open_files
 from orchestrator.record import Cost, InvalidInput, Point, Stage, stage_key, whereabouts
-from orchestrator.store import SOUND, DamagedStage, Occupied, StageStore, write_record
+from orchestrator.stage_files import DamagedStage, write_record
+from orchestrator.store import SOUND, Occupied, StageStore
 
 PARAMETERS = {"model": "cifarnet", "seed": 0}
 KEY = stage_key(None, "dense", PARAMETERS)

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from orchestrator.collector.amounts import parse_flops
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
-from orchestrator.collector.query import EmptyStudy, Study, parse_flops
+from orchestrator.collector.query import EmptyStudy, Study
 from orchestrator.collector.trials import trials_of
 from orchestrator.record import InvalidInput
 

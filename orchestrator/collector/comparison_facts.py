@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from orchestrator.collector.amounts import format_flops
 from orchestrator.collector.comparison import Comparison, Line
-from orchestrator.collector.query import Study, format_flops
+from orchestrator.collector.query import Study
 from orchestrator.record import Stage, TrialSpec, canonical_json
 
 Facts = dict[str, set[str]]

@@ -10,7 +10,8 @@ import pandas as pd
 from orchestrator.claim import Owner
 from orchestrator.files import Place
 from orchestrator.record import Arm, ArmRecord, Measured
-from orchestrator.store import CONFIRMED, DamagedRecord, DamagedStage, StageStore
+from orchestrator.stage_files import DamagedRecord, DamagedStage
+from orchestrator.store import CONFIRMED, StageStore
 
 ARMS: tuple[Arm, ...] = ("pruned", "dense", "scratch")
 COLUMNS = {

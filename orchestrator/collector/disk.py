@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from orchestrator.files import Size
 from orchestrator.record import InvalidInput
 from orchestrator.retention import RESTORED
-from orchestrator.store import WEIGHTS_FILE, StageStore
+from orchestrator.stage_files import WEIGHTS_FILE
+from orchestrator.store import StageStore
 
 DISK_FILE = "disk.parquet"
 SCHEMA = pa.schema([("key", pa.string()), ("weights", pa.int64()), ("records", pa.int64())])

@@ -38,7 +38,8 @@ from orchestrator.collector.trials import trials_of
 from orchestrator.files import Size
 from orchestrator.record import InvalidInput, TrialSpec
 from orchestrator.retention import RESTORED
-from orchestrator.store import CONFIRMED, WEIGHTS_FILE
+from orchestrator.stage_files import WEIGHTS_FILE
+from orchestrator.store import CONFIRMED
 
 Keep = Literal["frontier", "resumable"]
 COLLECTOR, DRIVER = "collector", "driver"  # what only one process at a time may be

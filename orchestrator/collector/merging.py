@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.collector.query import Study, format_flops
+from orchestrator.collector.amounts import format_flops
+from orchestrator.collector.query import Study
 from orchestrator.files import Place, Uri, located
 from orchestrator.record import InvalidInput, now
 from orchestrator.retention import RESTORED
-from orchestrator.store import CONFIRMED, DamagedStage, StageStore
+from orchestrator.stage_files import DamagedStage
+from orchestrator.store import CONFIRMED, StageStore
 
 STUDY_FILE = "study.json"
 

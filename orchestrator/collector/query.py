@@ -1,19 +1,15 @@
 """What a study has found, as frames and objects: `Study("digits_cifarnet").best(max_flops="2M")`.
 
-All of it is read from the stage store. index.parquet is a copy that saves opening a file for every stage; it is
-brought up to date at each question, made anew when it is damaged, and may be thrown away. A study of a million points
-is a table of columns all the way: Python objects are made of the rows that are asked for, and of no others.
+All of it is read from the stage store, by its index. A study of a million points is a table of columns all the way:
+Python objects are made of the rows that are asked for, and of no others.
 """
 
 import difflib
-import io
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,63 +18,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from orchestrator.claim import Owner
+from orchestrator.collector.amounts import format_flops, parse_flops
 from orchestrator.collector.confirmed import confirmed_frame, confirming
 from orchestrator.collector.disk import Disk, disk_of
 from orchestrator.collector.frontier import best_at, frontier_mask, hypervolume
+from orchestrator.collector.index import SCHEMA, Row, indexed
 from orchestrator.collector.remarks import frozen_in, unrepaired_in
 from orchestrator.collector.trials import stopped_of, trials_of
 from orchestrator.files import Place, Uri, located, open_files, reason_of
-from orchestrator.record import Failure, InvalidInput, Point, Stage, StageKind
-from orchestrator.store import (
-    CONFIRMED,
-    MODEL_FILE,
-    PLAN_FILE,
-    POINT_FILE,
-    STAGE_FILE,
-    WEIGHTS_FILE,
-    DamagedRecord,
-    DamagedStage,
-    StageStore,
-)
+from orchestrator.record import Failure, InvalidInput, Point, StageKind
+from orchestrator.stage_files import MODEL_FILE, PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, DamagedStage
+from orchestrator.store import CONFIRMED, StageStore
 
-INDEX_FILE = "index.parquet"
-SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
-# One row a stage; what only a point has is missing in the rows of `sparse` stages.
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("parent", pa.string()),
-        ("kind", pa.string()),
-        ("iteration", pa.int64()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),
-        ("method", pa.string()),
-        ("regularization_weight", pa.float64()),
-        ("pruning_ratio", pa.float64()),
-        ("seed", pa.int64()),
-        ("flops", pa.int64()),
-        ("params", pa.int64()),
-        ("flops_kept", pa.float64()),
-        ("accuracy", pa.float64()),
-        ("accuracy_after_cut", pa.float64()),
-        ("test_accuracy", pa.float64()),
-        ("latency_ms", pa.float64()),  # of a batch of latency_batch pictures
-        ("train_flops", pa.float64()),  # a path on ImageNet has more of them than an int64 holds
-        ("seconds", pa.float64()),
-        ("path_train_flops", pa.float64()),
-        ("path_seconds", pa.float64()),
-        ("frozen_groups", pa.string()),  # those that verification froze in this stage, with commas
-        ("unrepaired_layers", pa.string()),  # those that the method's repair could not treat in this stage, with commas
-        ("created", pa.string()),
-    ]
-)
-REPEATED = ["kind", "model", "dataset", "method", "frozen_groups", "unrepaired_layers"]  # a few values again and again
 DTYPES = {field.name: {"int64": "int64", "double": "float64"}.get(str(field.type), "object") for field in SCHEMA}
-OF_POINTS = [name for name in SCHEMA.names if name in Point.model_fields]
 CONFIRMED_COLUMNS = {
     "confirmed_test_accuracy": "test_accuracy_mean",
     "confirmed_deviation": "test_accuracy_deviation",
@@ -97,8 +51,6 @@ FAILURE_COLUMNS = [
     "host",
     "pid",
 ]
-
-Row = dict[str, Any]
 
 
 class EmptyStudy(InvalidInput):
@@ -289,56 +241,9 @@ class Study:
         return str(found[0])
 
     def _table(self) -> pa.Table:
-        """One row for each published stage, in the order of their keys. Only those not in the index are opened."""
-        keys = pa.array(self.store.keys(), pa.string())
-        index = _read_index(self.store)
-        replaced = pa.array(sorted(self.store.replaced()), pa.string())
-        known = index.filter(pc.invert(pc.is_in(index["key"], replaced))) if len(replaced) else index
-        self.damaged = {}
-        if known["key"].combine_chunks().equals(keys):
-            return known
-        new = keys.filter(pc.invert(pc.is_in(keys, known["key"].combine_chunks())))
-        rows = pa.Table.from_pylist(self._new_rows(new.to_pylist()), schema=SCHEMA)
-        table = pa.concat_tables([known.filter(pc.is_in(known["key"], keys)), rows]).sort_by("key")
-        if not table.equals(index):
-            with suppress(InvalidInput, OSError):  # a study that may only be read is read without an index
-                self.store.write_bytes(INDEX_FILE, _parquet(table))
+        """One row for each published stage that can be read, in the order of their keys."""
+        table, self.damaged = indexed(self.store)
         return table
-
-    def _new_rows(self, keys: list[str]) -> list[Row]:
-        """Rows of stages, opened one by one; what cannot be read is noted in `damaged`."""
-        rows = []
-        self.store.read_ahead(keys)
-        for key in keys:
-            try:
-                rows.append(self._row(key))
-            except DamagedStage as error:
-                self.damaged[key] = str(error)
-        self.store.read_ahead(())
-        return rows
-
-    def _row(self, key: str) -> Row:
-        stage = self.store.stage(key)
-        row = _point_row(self.store.point(key)) if self.store.has_point(key) else _stage_row(stage)
-        frozen, unrepaired = ", ".join(one.group for one in stage.frozen), ", ".join(stage.unrepaired)
-        return {**row, "frozen_groups": frozen or None, "unrepaired_layers": unrepaired or None}
-
-
-def parse_flops(text: str, name: str = "max_flops") -> int:
-    """A number of flops as people write it: "60M", "4.1 G", "2500000". `name` is what the message calls it."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)\s*", text, re.IGNORECASE)
-    value = float(match[1]) * SUFFIXES[match[2].lower()] if match else math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidInput(f"{name} is {text!r}; give a number above 0, such as 2500000, 60M or 4.1G")
-    if value < 10 and value != round(value):  # a share was meant
-        raise InvalidInput(f"{name} is {text!r}; give flops, such as 2500000, 60M or 4.1G, not a share of them")
-    return round(value)
-
-
-def format_flops(flops: float) -> str:
-    """A number of flops with four digits, as parse_flops reads it: 12345678 is "12.35 M"."""
-    unit, scale = next(((u, s) for u, s in reversed(SUFFIXES.items()) if flops >= s), ("", 1))
-    return f"{flops / scale:.4g} {unit.upper() if unit != 'k' else unit}".strip()
 
 
 def as_csv(frame: pd.DataFrame) -> str:
@@ -417,19 +322,6 @@ def _figures(row: Mapping[str, Any]) -> str:
     return f"{format_flops(row['flops'])} flops and accuracy {row['accuracy']:.4f}"
 
 
-def _point_row(point: Point) -> Row:
-    row: Row = dict.fromkeys(SCHEMA.names)
-    row.update((name, getattr(point, name)) for name in OF_POINTS)
-    row.update(train_flops=float(point.cost.train_flops), seconds=point.cost.seconds)
-    row.update(path_train_flops=float(point.path_cost.train_flops), path_seconds=point.path_cost.seconds)
-    return row
-
-
-def _stage_row(stage: Stage) -> Row:
-    row = {**dict.fromkeys(SCHEMA.names), **stage.model_dump(include={"key", "parent", "kind", "created"})}
-    return {**row, "train_flops": float(stage.cost.train_flops), "seconds": stage.cost.seconds}
-
-
 def _marked(front: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     """A frontier with the confirmed figures of its points beside the search's."""
     pruned = confirmed[confirmed["arm"] == "pruned"].set_index("key")
@@ -462,22 +354,6 @@ def _oldest_first(table: pa.Table) -> pa.Table:
 def _frame(table: pa.Table) -> pd.DataFrame:
     columns = {name: table[name].to_numpy().astype(kind) for name, kind in DTYPES.items()}
     return pd.DataFrame({name: pd.Series(values, dtype=values.dtype) for name, values in columns.items()})
-
-
-def _read_index(store: StageStore) -> pa.Table:
-    """The index; empty if it is missing, damaged or of another version."""
-    try:
-        content = store.read_bytes(INDEX_FILE)
-        table = None if content is None else pq.read_table(pa.BufferReader(content))
-    except (DamagedRecord, pa.ArrowException, OSError):
-        return SCHEMA.empty_table()
-    return table if table is not None and table.schema.equals(SCHEMA) else SCHEMA.empty_table()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, use_dictionary=REPEATED, compression="lz4")
-    return buffer.getvalue()
 
 
 def _copy(sources: list[Path], output: Path, key: str) -> list[Path]:

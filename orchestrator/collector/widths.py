@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.store import MODEL_FILE, DamagedRecord, StageStore
+from orchestrator.stage_files import MODEL_FILE, DamagedRecord
+from orchestrator.store import StageStore
 
 Left = dict[str, tuple[int, int]]  # group -> channels that are left, channels of the dense model
 

@@ -51,8 +51,8 @@ from orchestrator.network.seeding import seeded
 from orchestrator.network.surgery import cut
 from orchestrator.network.weights import fingerprint, load_weights_, save_weights
 from orchestrator.network.zoo import NETWORKS
-from orchestrator.record import InvalidInput, now
-from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, first_problem
+from orchestrator.record import InvalidInput, first_problem, now
+from orchestrator.stage_files import MODEL_FILE, WEIGHTS_FILE
 
 __all__ = [
     "Architecture",

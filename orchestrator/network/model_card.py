@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from orchestrator.network.plan import Plan
 from orchestrator.network.weights import fingerprint
 from orchestrator.network.zoo import InputShape
-from orchestrator.record import InvalidInput, Record, Share, canonical_json
-from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, first_problem
+from orchestrator.record import InvalidInput, Record, Share, canonical_json, first_problem
+from orchestrator.stage_files import MODEL_FILE, WEIGHTS_FILE
 
 FORMAT = "pruning-orchestrator model"
 VERSION = 1

@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from orchestrator.collector import Study, parse_flops
-from orchestrator.collector.query import format_flops
+from orchestrator.collector.amounts import format_flops
 from orchestrator.record import InvalidInput, Point, Schedule, TrialRecord, TrialSpec, options_for
 from orchestrator.search.space_methods import matters
 

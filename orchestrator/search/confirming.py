@@ -26,7 +26,8 @@ from orchestrator.search.interrupts import Interrupts, interruptible
 from orchestrator.search.progress import Counts, Progress, duration, say
 from orchestrator.search.runner import attended, check_address, references
 from orchestrator.search.space import Confirmation, Resources, Stopping, check_section
-from orchestrator.store import CONFIRMED, DamagedStage, StageStore
+from orchestrator.stage_files import DamagedStage
+from orchestrator.store import CONFIRMED, StageStore
 
 RunArm = Callable[..., Outcome]
 Paths = Callable[..., list[str]]

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.collector import Study
-from orchestrator.record import InvalidInput, Option, Record, TrialSpec, canonical_json, setting_of
+from orchestrator.record import InvalidInput, Option, Record, TrialSpec, canonical_json, first_problem, setting_of
 from orchestrator.search.dimensions import Dimension
 from orchestrator.search.guides import ITERATIONS, OldTrial
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.space_methods import matters
 from orchestrator.search.worth import Found, Front
-from orchestrator.store import StageStore, first_problem
+from orchestrator.store import StageStore
 
 PRIOR_FILE = "prior.json"
 OBSERVATIONS = 60  # a large old study must not drown a small new one

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.collector import frontier
-from orchestrator.collector.query import format_flops
+from orchestrator.collector.amounts import format_flops
 from orchestrator.record import Point
 from orchestrator.search.space import Limits
 from orchestrator.search.worth import Found, Front

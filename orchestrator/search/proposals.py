@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from orchestrator.collector.query import format_flops
+from orchestrator.collector.amounts import format_flops
 from orchestrator.files import Place
 from orchestrator.record import Point, TrialSpec, canonical_json
 from orchestrator.search.dimensions import Choice, Dimension, Grid, Range

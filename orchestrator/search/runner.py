@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.collector import Study, frontier
-from orchestrator.collector.query import format_flops
+from orchestrator.collector.amounts import format_flops
 from orchestrator.files import Place, Uri, located
 from orchestrator.record import InvalidInput, Outcome, Point, Record, TrialSpec, canonical_json
 from orchestrator.search.binding import STUDY_FILE, bind

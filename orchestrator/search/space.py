@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, ValidationInfo, model_validator
 
-from orchestrator.collector.query import parse_flops
+from orchestrator.collector.amounts import parse_flops
 from orchestrator.record import InvalidInput, Record, Schedule, Share, TrialSpec, options_for
 from orchestrator.search.dimensions import Choice, Dimension, parse_dimension
 from orchestrator.search.messages import FieldError, explain, known, show

@@ -12,7 +12,8 @@ from orchestrator.network.artifact import CodeNotAllowed, read
 from orchestrator.network.model_card import ModelCard
 from orchestrator.network.zoo import NETWORKS
 from orchestrator.record import InvalidInput, Measured, Point, Stage
-from orchestrator.store import MODEL_FILE, WEIGHTS_FILE, StageStore
+from orchestrator.stage_files import MODEL_FILE, WEIGHTS_FILE
+from orchestrator.store import StageStore
 from orchestrator.takeout.confirmed import confirmed_model
 from orchestrator.takeout.figures import Confirmation
 from orchestrator.training.datasets import DataSet, is_code, load

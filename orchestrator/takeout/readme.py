@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orchestrator.collector.query import format_flops
+from orchestrator.collector.amounts import format_flops
 from orchestrator.network.latency import Latency
 from orchestrator.takeout.figures import ExportedFile, Figures, StageFacts
 from orchestrator.takeout.scripts import TITLES, script

@@ -21,7 +21,8 @@ from torch import nn
 from orchestrator.network import CostTable, Plan, cut
 from orchestrator.network.architectures import build
 from orchestrator.record import ArmSpec, Cost, InvalidInput, Measured, Outcome, Point, Schedule, TrialSpec, now, seed_of
-from orchestrator.store import CONFIRMED, PLAN_FILE, TESTED_FILE, StageStore, write_record
+from orchestrator.stage_files import PLAN_FILE, TESTED_FILE, write_record
+from orchestrator.store import CONFIRMED, StageStore
 from orchestrator.training.joined import joined
 from orchestrator.training.splits import DataSet
 from orchestrator.trial.checking import check

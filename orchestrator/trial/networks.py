@@ -16,7 +16,8 @@ from orchestrator.network.architectures import build
 from orchestrator.network.latency import Latency, latency
 from orchestrator.network.weights import UnfitWeights, load_weights_
 from orchestrator.record import FrozenGroup, InvalidInput, Schedule, TrialSpec, seed_of
-from orchestrator.store import PLAN_FILE, WEIGHTS_FILE, StageStore
+from orchestrator.stage_files import PLAN_FILE, WEIGHTS_FILE
+from orchestrator.store import StageStore
 from orchestrator.training.batches import Batches
 from orchestrator.training.loop import evaluate, fit, reestimate_norm_statistics_
 from orchestrator.training.member import Hooks, MakeHooks

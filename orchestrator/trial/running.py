@@ -27,7 +27,8 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
-from orchestrator.store import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, StageStore, write_record
+from orchestrator.stage_files import PLAN_FILE, POINT_FILE, STAGE_FILE, WEIGHTS_FILE, write_record
+from orchestrator.store import StageStore
 from orchestrator.training.batches import preprocessing_of
 from orchestrator.training.loop import Diverged
 from orchestrator.trial.networks import Collected, Network, Networks, devices_of

@@ -25,7 +25,8 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
-from orchestrator.store import CONFIRMED, StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import CONFIRMED, StageStore
 
 SCHEDULE = Schedule(epochs=1, learning_rate=0.1)
 RATIOS = (0.3, 0.45)

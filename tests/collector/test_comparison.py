@@ -31,7 +31,8 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
-from orchestrator.store import StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import StageStore
 
 SCHEDULE: dict[str, Any] = {"epochs": 2, "learning_rate": 0.1}
 DENSE = 1000  # flops

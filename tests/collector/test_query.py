@@ -16,11 +16,14 @@ import pytest
 
 import orchestrator
 from orchestrator import Study
-from orchestrator.collector import EmptyStudy, as_csv, as_json, frontier, hypervolume, parse_flops, query
-from orchestrator.collector.query import CONFIRMED_COLUMNS, FAILURE_COLUMNS, SCHEMA, format_flops
+from orchestrator.collector import EmptyStudy, as_csv, as_json, frontier, hypervolume, parse_flops
+from orchestrator.collector.amounts import format_flops
+from orchestrator.collector.index import INDEX_FILE, SCHEMA
+from orchestrator.collector.query import CONFIRMED_COLUMNS, FAILURE_COLUMNS
 from orchestrator.files import Uri, open_files
 from orchestrator.record import Failure, InvalidInput, Point, Schedule, Stage, TrialSpec, whereabouts
-from orchestrator.store import CONFIRMED, SOUND, DamagedRecord, DamagedStage, StageStore
+from orchestrator.stage_files import DamagedRecord, DamagedStage
+from orchestrator.store import CONFIRMED, SOUND, StageStore
 
 AddTrial = Callable[..., None]
 
@@ -197,7 +200,7 @@ def test_a_finished_stage_is_read_once(study: StageStore, add_trial: AddTrial, m
 @pytest.mark.parametrize("content", [b"", b"PAR1 torn", None])
 def test_a_damaged_index_is_made_anew(study: StageStore, content: bytes | None) -> None:
     before = Study(study.root).points()
-    index = study.root / query.INDEX_FILE
+    index = study.root / INDEX_FILE
     good = index.read_bytes()
     if content is None:  # whole, and of another version of this program
         before[["key", "flops"]].to_parquet(index)
@@ -219,7 +222,7 @@ def test_a_study_that_may_only_be_read_is_read(study: StageStore, monkeypatch: p
 
     monkeypatch.setattr(StageStore, "write_bytes", refuse)
     assert len(Study(study.root).points()) == 13
-    assert not (study.root / query.INDEX_FILE).exists()
+    assert not (study.root / INDEX_FILE).exists()
 
 
 def test_more_train_flops_than_an_int64_holds(study: StageStore) -> None:
@@ -354,7 +357,7 @@ def test_a_study_without_points(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["stage.json", "point.json"])
 def test_a_study_with_a_damaged_stage_answers_without_it(study: StageStore, name: str) -> None:
     best = Study(study.root).best(max_flops="20M")
-    (study.root / query.INDEX_FILE).unlink()
+    (study.root / INDEX_FILE).unlink()
     (study.root / "stages" / best.key / name).write_text("{")
     asked = Study(study.root)
     assert best.key not in asked.points()["key"].tolist()
@@ -414,7 +417,7 @@ def test_a_study_on_object_storage_answers_the_same(study: StageStore, remote: U
     for _ in range(2):  # without an index, and with one
         pd.testing.assert_frame_equal(asked.points(), here.points())
         pd.testing.assert_frame_equal(asked.front(), here.front())
-    assert open_files(remote).exists(query.INDEX_FILE)
+    assert open_files(remote).exists(INDEX_FILE)
     best = asked.best(max_flops="5M")
     assert best == here.best(max_flops="5M")
     assert asked.status().stages == here.status().stages

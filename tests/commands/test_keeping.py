@@ -36,7 +36,8 @@ from orchestrator.record import (
 )
 from orchestrator.search.binding import bind
 from orchestrator.search.space import SearchSpace
-from orchestrator.store import CONFIRMED, SOUND, Occupied, StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import CONFIRMED, SOUND, Occupied, StageStore
 
 SCHEDULE = Schedule(epochs=1, learning_rate=0.1)
 DIGITS = {"name": "digits", "fingerprint": "d" * 64}

@@ -42,7 +42,7 @@ def least(found: Ground, cap: float, round_to: int) -> int:
     return found.table.flops(walk.mask)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     network=st.sampled_from(sorted(NETWORKS)),
     share=st.floats(0, 1),

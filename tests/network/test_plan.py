@@ -111,7 +111,7 @@ def cases(draw: st.DrawFn) -> tuple[Coupling, list[int], np.ndarray, int, float]
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases())
 def test_greedy_equals_one_channel_at_a_time(case: tuple[Coupling, list[int], np.ndarray, int, float]) -> None:
     coupling, positions, scores, budget, cap = case
@@ -124,7 +124,7 @@ def test_greedy_equals_one_channel_at_a_time(case: tuple[Coupling, list[int], np
     assert mask.tolist() == expected.tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.floats(0.35, 0.99), st.sampled_from([0.5, 0.8, 1.0]))
 def test_greedy_meets_its_budget_within_one_channel(seed: int, flops_kept: float, cap: float) -> None:
     table = CostTable(RESNET)
@@ -141,7 +141,7 @@ def test_greedy_meets_its_budget_within_one_channel(seed: int, flops_kept: float
         assert len(plan.kept.get(group.name, range(group.size))) >= group.size - int(cap * group.size)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases(), st.integers(2, 4))
 def test_rounded_greedy_equals_one_channel_at_a_time(
     case: tuple[Coupling, list[int], np.ndarray, int, float], round_to: int
@@ -158,7 +158,7 @@ def test_rounded_greedy_equals_one_channel_at_a_time(
     assert mask.tolist() == expected.tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.floats(0.7, 0.99), st.sampled_from([0.5, 1.0]), st.sampled_from([3, 8, 16]))
 def test_greedy_meets_its_budget_within_one_rounding_step(
     seed: int, flops_kept: float, cap: float, round_to: int

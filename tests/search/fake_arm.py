@@ -28,7 +28,8 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
-from orchestrator.store import StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import StageStore
 
 Place = tuple[str | None, StageKind, dict[str, object]]
 

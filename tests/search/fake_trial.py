@@ -34,7 +34,8 @@ from orchestrator.record import (
     stage_key,
     whereabouts,
 )
-from orchestrator.store import StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import StageStore
 
 TRAIN_FLOPS = 1000  # of every stage
 UNREPAIRED = {"conv2": "its weight is used more than once"}

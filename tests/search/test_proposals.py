@@ -11,7 +11,7 @@ import optuna
 import pytest
 from fake_trial import TRAIN_FLOPS, points_of, stages_of
 
-from orchestrator.collector.query import format_flops
+from orchestrator.collector.amounts import format_flops
 from orchestrator.files import Place
 from orchestrator.record import InvalidInput, Point, TrialSpec
 from orchestrator.search import journal, proposals

@@ -29,7 +29,8 @@ from orchestrator.search.binding import bind
 from orchestrator.search.chosen import paths_of, spread
 from orchestrator.search.prior import Prior, prior_of
 from orchestrator.search.rerun import space_after
-from orchestrator.store import CONFIRMED, StageStore, write_record
+from orchestrator.stage_files import write_record
+from orchestrator.store import CONFIRMED, StageStore
 from orchestrator.takeout import take_out
 
 SPACE = """

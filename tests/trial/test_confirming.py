@@ -13,7 +13,8 @@ import orchestrator
 from orchestrator import trial
 from orchestrator.network.weights import fingerprint
 from orchestrator.record import ArmSpec, InvalidInput, Measured, Outcome, Schedule, TrialSpec
-from orchestrator.store import WEIGHTS_FILE, StageStore
+from orchestrator.stage_files import WEIGHTS_FILE
+from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.loop import evaluate
 from orchestrator.trial import confirming, networks

@@ -14,7 +14,8 @@ from orchestrator.methods.agent import AgentOptions
 from orchestrator.methods.agent_file import load_agent, read_card
 from orchestrator.network.artifact import Plan
 from orchestrator.record import InvalidInput, Schedule, TrialSpec
-from orchestrator.store import PLAN_FILE, StageStore
+from orchestrator.stage_files import PLAN_FILE
+from orchestrator.store import StageStore
 from orchestrator.training.datasets import load
 from orchestrator.training.held_out import held_out
 from orchestrator.trial.path import Setting, steps
