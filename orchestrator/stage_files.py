@@ -1,4 +1,4 @@
-"""The files of a stage: their names, their records, and the digests by which a torn or altered one is found."""
+"""The files of a stage: their names, the digests by which a torn or altered one is found; and records as JSON files."""
 
 import hashlib
 import json
@@ -33,6 +33,7 @@ def write_record(path: Path, record: BaseModel) -> None:
 
 
 def parsed(content: bytes, path: object, kind: type[RecordT]) -> RecordT:
+    """A record from what a file holds. Raises DamagedRecord, which names `path`."""
     try:
         return kind.model_validate(json_of(content, path))
     except ValidationError as error:
@@ -40,6 +41,7 @@ def parsed(content: bytes, path: object, kind: type[RecordT]) -> RecordT:
 
 
 def json_of(content: bytes, path: object) -> Any:
+    """JSON from what a file holds. Raises DamagedRecord, which names `path`."""
     try:
         return json.loads(content)
     except ValueError as error:

@@ -4,18 +4,15 @@ A published stage changes in one way alone: its weights may be collected, and of
 looked at once; the file is a copy that may be thrown away.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from orchestrator.collector.table_files import read_table, write_table
 from orchestrator.files import Size
-from orchestrator.record import InvalidInput
 from orchestrator.retention import RESTORED
 from orchestrator.stage_files import WEIGHTS_FILE
 from orchestrator.store import StageStore
@@ -41,7 +38,7 @@ class Disk:
 def disk_of(store: StageStore, keys: pa.Array) -> Disk:
     """What a study takes; `keys` are those of its published stages."""
     replaced = store.replaced()
-    known = _read(store)
+    known = read_table(store, DISK_FILE, SCHEMA)
     if not known["key"].combine_chunks().equals(keys):
         known = _extended(store, known, keys.to_pylist())
     gone = store.collected.bytes().keys() - replaced
@@ -79,10 +76,7 @@ def _extended(store: StageStore, known: pa.Table, keys: Sequence[str]) -> pa.Tab
     old = known.filter(pc.is_in(known["key"], wanted))
     table = pa.concat_tables([old, pa.table(columns, schema=SCHEMA)]).sort_by("key")
     if not table.equals(known):
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="lz4")
-        with suppress(InvalidInput, OSError):  # a study that may only be read is read without it
-            store.write_bytes(DISK_FILE, buffer.getvalue())
+        write_table(store, DISK_FILE, table)
     return table
 
 
@@ -90,12 +84,3 @@ def _split(sizes: Mapping[str, Size]) -> tuple[int, int]:
     """Bytes of weights, and of everything else."""
     weights = sum(size.bytes for name, size in sizes.items() if is_weights(name))
     return weights, sum(size.bytes for size in sizes.values()) - weights
-
-
-def _read(store: StageStore) -> pa.Table:
-    try:
-        content = store.read_bytes(DISK_FILE)
-        table = None if content is None else pq.read_table(pa.BufferReader(content))
-    except (InvalidInput, pa.ArrowException, OSError):
-        return SCHEMA.empty_table()
-    return table if table is not None and table.schema.equals(SCHEMA) else SCHEMA.empty_table()

@@ -4,16 +4,14 @@ It is brought up to date at each question, made anew when it is damaged, and may
 stages is a table of columns all the way.
 """
 
-import io
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from orchestrator.record import InvalidInput, Point, Stage
-from orchestrator.stage_files import DamagedRecord, DamagedStage
+from orchestrator.collector.table_files import read_table, write_table
+from orchestrator.record import Point, Stage
+from orchestrator.stage_files import DamagedStage
 from orchestrator.store import StageStore
 
 INDEX_FILE = "index.parquet"
@@ -59,7 +57,7 @@ def indexed(store: StageStore) -> tuple[pa.Table, dict[str, str]]:
     Only those not in the index are opened.
     """
     keys = pa.array(store.keys(), pa.string())
-    index = _read(store)
+    index = read_table(store, INDEX_FILE, SCHEMA)
     replaced = pa.array(sorted(store.replaced()), pa.string())
     known = index.filter(pc.invert(pc.is_in(index["key"], replaced))) if len(replaced) else index
     if known["key"].combine_chunks().equals(keys):
@@ -69,8 +67,7 @@ def indexed(store: StageStore) -> tuple[pa.Table, dict[str, str]]:
     rows = pa.Table.from_pylist(found, schema=SCHEMA)
     table = pa.concat_tables([known.filter(pc.is_in(known["key"], keys)), rows]).sort_by("key")
     if not table.equals(index):
-        with suppress(InvalidInput, OSError):  # a study that may only be read is read without an index
-            store.write_bytes(INDEX_FILE, _parquet(table))
+        write_table(store, INDEX_FILE, table, repeated=REPEATED)
     return table, damaged
 
 
@@ -105,19 +102,3 @@ def _point_row(point: Point) -> Row:
 def _stage_row(stage: Stage) -> Row:
     row = {**dict.fromkeys(SCHEMA.names), **stage.model_dump(include={"key", "parent", "kind", "created"})}
     return {**row, "train_flops": float(stage.cost.train_flops), "seconds": stage.cost.seconds}
-
-
-def _read(store: StageStore) -> pa.Table:
-    """The index; empty if it is missing, damaged or of another version."""
-    try:
-        content = store.read_bytes(INDEX_FILE)
-        table = None if content is None else pq.read_table(pa.BufferReader(content))
-    except (DamagedRecord, pa.ArrowException, OSError):
-        return SCHEMA.empty_table()
-    return table if table is not None and table.schema.equals(SCHEMA) else SCHEMA.empty_table()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, use_dictionary=REPEATED, compression="lz4")
-    return buffer.getvalue()

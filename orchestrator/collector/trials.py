@@ -5,15 +5,13 @@ that it has read, and reads those again whose mark has changed.
 """
 
 import hashlib
-import io
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from orchestrator.record import InvalidInput, TrialRecord, canonical_json
+from orchestrator.collector.table_files import read_table, write_table
+from orchestrator.record import TrialRecord, canonical_json
 from orchestrator.store import StageStore
 
 TRIALS_FILE = "trials.parquet"
@@ -33,7 +31,7 @@ SCHEMA = pa.schema(
 def trials_of(store: StageStore) -> pa.Table:
     """One row for each trial that has ended, in the order of their proposals: the columns of SCHEMA."""
     marks = {int(name[:-5]): size.mark for name, size in store.sizes("trials").items() if name[:-5].isdigit()}
-    known = _read(store)
+    known = read_table(store, TRIALS_FILE, SCHEMA)
     there = dict(zip(known["index"].to_pylist(), known["mark"].to_pylist(), strict=True))
     if there == marks:
         return known
@@ -41,10 +39,7 @@ def trials_of(store: StageStore) -> pa.Table:
     rows = [_row(trial, marks[trial.index]) for trial in store.trials(new)]
     stays = pa.array([marks.get(index) == mark for index, mark in there.items()], pa.bool_())
     table = pa.concat_tables([known.filter(stays), pa.Table.from_pylist(rows, schema=SCHEMA)]).sort_by("index")
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="lz4")
-    with suppress(InvalidInput, OSError):  # a study that may only be read is read without it
-        store.write_bytes(TRIALS_FILE, buffer.getvalue())
+    write_table(store, TRIALS_FILE, table)
     return table
 
 
@@ -65,12 +60,3 @@ def _row(trial: TrialRecord, mark: str) -> dict[str, Any]:
         "failure": trial.failure,
         "stopped": trial.stopped,
     }
-
-
-def _read(store: StageStore) -> pa.Table:
-    try:
-        content = store.read_bytes(TRIALS_FILE)
-        table = None if content is None else pq.read_table(pa.BufferReader(content))
-    except (InvalidInput, pa.ArrowException, OSError):
-        return SCHEMA.empty_table()
-    return table if table is not None and table.schema.equals(SCHEMA) else SCHEMA.empty_table()

@@ -117,7 +117,7 @@ class Study:
     store: StageStore
 
     def submit(self, stages: int) -> tuple[str, subprocess.Popen[str]]:
-        """The submission id, and the process that follows the job, which ends only if it finishes no `stages` in all.
+        """The submission id, and the process that follows the job, which stands still once it has so many stages.
 
         A head takes jobs a while after it has started.
         """
