@@ -24,10 +24,12 @@ from orchestrator.store import StageStore
 BUCKET = "studies"
 TESTS = Path(__file__).parent
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+NICENESS = "RAY_worker_niceness"
 
 os.environ.update(dict.fromkeys(THREADS, "1"))
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # without it Ray listens on the machine's outer address
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ[NICENESS] = "0"  # at Ray's own 15 a trial gets a thirtieth of a core that a test beside it uses
 os.environ["MPLBACKEND"] = "Agg"
 sys.path.insert(0, str(TESTS))  # what several folders of tests use
 settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
