@@ -11,15 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.record import InvalidInput
+from orchestrator.stage_files import DamagedRecord
 from orchestrator.store import StageStore
 
 
 def read_table(store: StageStore, name: str, schema: pa.Schema) -> pa.Table:
-    """A file of the study that write_table wrote; empty if it is missing, damaged or of another version."""
+    """A file of the study that write_table wrote; empty if it is missing, damaged or of another version.
+
+    Raises StorageFault where the storage is away: to read all the records in its place would only wait again.
+    """
     try:
         content = store.read_bytes(name)
         table = None if content is None else pq.read_table(pa.BufferReader(content))
-    except (InvalidInput, pa.ArrowException, OSError):
+    except (DamagedRecord, pa.ArrowException, OSError):
         return schema.empty_table()
     return table if table is not None and table.schema.equals(schema) else schema.empty_table()
 
